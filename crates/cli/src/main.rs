@@ -1,0 +1,2 @@
+//! A Fleetspeak server with an embedded store
+fn main(){}

@@ -1,0 +1,1 @@
+//! The suite every fleethold store has to pass

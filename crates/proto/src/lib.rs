@@ -1,0 +1,1 @@
+//! Wire types of Fleetspeak, generated from our own .proto files

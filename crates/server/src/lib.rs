@@ -1,0 +1,1 @@
+//! The Fleetspeak server as a library

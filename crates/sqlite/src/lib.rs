@@ -1,0 +1,1 @@
+//! The embedded Fleetspeak datastore on SQLite

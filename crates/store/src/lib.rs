@@ -1,0 +1,1 @@
+//! The contract of a Fleetspeak datastore: traits, ids, clock, error and an in-memory store
