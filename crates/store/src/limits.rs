@@ -1,0 +1,83 @@
+//! Size limits, the same in every backend (specification section 2.2), and the
+//! ways of keeping them.
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The largest payload of a message or broadcast, and the largest file, in bytes.
+pub const MAX_PAYLOAD_BYTES: usize = 16_777_215;
+
+/// The longest service name, label, message type or file name, in characters.
+pub const MAX_NAME_CHARS: usize = 128;
+
+/// The longest network address, in characters.
+pub const MAX_ADDRESS_CHARS: usize = 64;
+
+/// The longest streaming target, in bytes.
+pub const MAX_STREAMING_TO_BYTES: usize = 128;
+
+/// The longest failure reason, validation info and annotations, in bytes.
+pub const MAX_TEXT_BYTES: usize = 65_535;
+
+/// Returns the first `chars` characters of `text`.
+pub fn cut_chars(text: &str, chars: usize) -> &str {
+    match text.char_indices().nth(chars) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+/// Returns at most the first `bytes` bytes of `text`, cut between characters.
+pub fn cut_bytes(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+/// Refuses a key text over [`MAX_NAME_CHARS`].
+///
+/// # Errors
+/// `InvalidArgument` that names `what`.
+pub fn check_name(operation: &'static str, what: &'static str, text: &str) -> Result<()> {
+    // Most names are short enough in bytes already.
+    if text.len() > MAX_NAME_CHARS && text.chars().count() > MAX_NAME_CHARS {
+        return Err(Error::invalid(
+            operation,
+            format!("{what} is longer than {MAX_NAME_CHARS} characters"),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses a payload over [`MAX_PAYLOAD_BYTES`].
+///
+/// # Errors
+/// `TooLarge` that names `what`.
+pub fn check_payload(operation: &'static str, what: &'static str, bytes: usize) -> Result<()> {
+    if bytes > MAX_PAYLOAD_BYTES {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            operation,
+            format!("{what} has {bytes} bytes, more than {MAX_PAYLOAD_BYTES}"),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut_chars("häß", 2), "hä");
+        assert_eq!(cut_chars("hä", 2), "hä");
+        assert_eq!(cut_bytes("hä", 2), "h");
+        assert_eq!(cut_bytes("hä", 3), "hä");
+        assert_eq!(cut_bytes("hä", 9), "hä");
+    }
+
+    #[test]
+    fn names_are_counted_in_characters() {
+        assert!(check_name("x", "label", &"ä".repeat(128)).is_ok());
+        let error = check_name("x", "label", &"ä".repeat(129)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
+}
