@@ -6,7 +6,7 @@ use prost::{DecodeError, Message, Name};
 use crate::Any;
 
 /// Goes before the full name of a message in the type URLs that stock programs write.
-const PREFIX: &str = "type.googleapis.com/";
+pub(crate) const PREFIX: &str = "type.googleapis.com/";
 
 /// Serializes a message into an [`Any`] that carries its type.
 ///

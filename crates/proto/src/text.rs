@@ -1,12 +1,40 @@
-//! Reads and writes protobuf text format.
+//! Reads and writes protobuf text format, the language of all configuration files.
+//!
+//! Files written by hand, by Go and by Python are all understood:
+//!
+//! * messages as `field {…}` or `field: {…}`, and both with angle brackets;
+//! * repeated fields as repetition or as a list `[a, b]`, and `,` or `;` after each field;
+//! * comments from `#` to the end of the line;
+//! * strings in either quotes, adjacent strings, and the escapes of C with `\uXXXX` and `\UXXXXXXXX`;
+//! * [`Any`](crate::Any) both as it is and expanded, `[type.googleapis.com/fleetspeak.DieRequest] {…}`.
+//!
+//! Expansion works for every message of this crate.
+//!
+//! ```
+//! use fleethold_proto::fleetspeak::server::ServerConfig;
+//! use fleethold_proto::text;
+//!
+//! let config: ServerConfig = text::parse("broadcast_poll_time: < seconds: 5 > # Half the default.")?;
+//! assert_eq!(text::print(&config), "broadcast_poll_time {\n  seconds: 5\n}\n");
+//!
+//! let error = text::parse::<ServerConfig>("broadcast_pol_time { seconds: 5 }").unwrap_err();
+//! assert_eq!((error.line(), error.column()), (1, 1));
+//! # Ok::<(), text::TextError>(())
+//! ```
+
+mod nesting;
+mod print;
 
 use std::fmt;
 use std::sync::LazyLock;
 
 use miette::Diagnostic;
 use prost::{Message, Name};
-use prost_reflect::text_format::{FormatOptions, ParseError};
+use prost_reflect::text_format::ParseError;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+
+/// Limits how deep brackets nest; only an Any within an Any gets beyond ten.
+const MAX_DEPTH: usize = 64;
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     DescriptorPool::decode(crate::DESCRIPTORS).expect("the build made valid descriptors")
@@ -16,30 +44,51 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 ///
 /// # Errors
 ///
-/// The text is malformed or does not fit the message.
+/// The text is malformed or does not fit the message: unknown fields, single fields that are set twice and values
+/// out of range are errors. So are more than 64 nested brackets.
+///
+/// # Panics
+///
+/// The type is none of this crate.
 pub fn parse<M: Message + Name + Default>(text: &str) -> Result<M, TextError> {
+    if let Some(offset) = nesting::too_deep(text, MAX_DEPTH) {
+        let message = format!("brackets nest deeper than {MAX_DEPTH} levels");
+        return Err(TextError::at(text, offset, message));
+    }
     let message = DynamicMessage::parse_text_format(descriptor::<M>(), text)
         .map_err(|error| TextError::new(text, &error))?;
     Ok(message
         .transcode_to()
-        .expect("descriptor and type were generated together"))
+        .expect("the build made types and descriptors from the same files"))
 }
 
-/// Writes a message.
+/// Writes a message, one field per line and in the order of field numbers.
+///
+/// Stock programs and [`parse`] read the text. Equal messages give equal texts. An [`Any`](crate::Any) is expanded
+/// unless it holds something else than a message of this crate.
+///
+/// # Panics
+///
+/// The type is none of this crate.
 pub fn print<M: Message + Name>(message: &M) -> String {
     let mut dynamic = DynamicMessage::new(descriptor::<M>());
     dynamic
         .transcode_from(message)
-        .expect("descriptor and type were generated together");
-    dynamic.to_text_format_with_options(&FormatOptions::new().pretty(true))
+        .expect("the build made types and descriptors from the same files");
+    let mut out = String::new();
+    print::message(&mut out, &dynamic, 0);
+    out
 }
 
 fn descriptor<M: Name>() -> MessageDescriptor {
-    POOL.get_message_by_name(&M::full_name())
-        .expect("all messages are registered")
+    let name = M::full_name();
+    POOL.get_message_by_name(&name)
+        .unwrap_or_else(|| panic!("{name} is no message of this crate"))
 }
 
 /// Says what is wrong with a text and where.
+///
+/// It never quotes strings from the text, because configuration files hold keys and passwords.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextError {
     line: usize,
@@ -49,11 +98,16 @@ pub struct TextError {
 
 impl TextError {
     fn new(text: &str, error: &ParseError) -> Self {
+        // Errors without a position are about the end of the text.
         let offset = error
             .labels()
             .and_then(|mut labels| labels.next())
             .map_or(text.len(), |label| label.offset());
-        Self::at(text, offset, error.to_string())
+        let mut message = error.to_string();
+        if let Some((start, _)) = message.split_once(", but found '\"") {
+            message = format!("{start}, but found a string");
+        }
+        Self::at(text, offset, message)
     }
 
     fn at(text: &str, offset: usize, message: String) -> Self {
@@ -82,7 +136,7 @@ impl TextError {
         self.column
     }
 
-    /// Returns what is wrong.
+    /// Returns what is wrong, without the place.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -99,3 +153,6 @@ impl fmt::Display for TextError {
 }
 
 impl std::error::Error for TextError {}
+
+#[cfg(test)]
+mod tests;
