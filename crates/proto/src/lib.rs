@@ -56,3 +56,64 @@ pub use prost_types::{Duration, Timestamp};
 
 /// Holds the serialized `FileDescriptorSet` of all messages, for reflection.
 pub static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prost::Message;
+
+    use crate::Timestamp;
+    use crate::fleetspeak::grpcservice::processor_server;
+    use crate::fleetspeak::server::{ClientContact, admin_server};
+    use crate::fleetspeak::{ContactData, WrappedContactData};
+
+    #[test]
+    fn services_have_the_names_that_stock_programs_call() {
+        assert_eq!(admin_server::SERVICE_NAME, "fleetspeak.server.Admin");
+        assert_eq!(
+            processor_server::SERVICE_NAME,
+            "fleetspeak.grpcservice.Processor"
+        );
+    }
+
+    #[test]
+    fn the_first_record_of_a_stock_agent_decodes_and_encodes_to_itself() {
+        let record = Bytes::from_static(
+            b"\x0a\x1a\x1a\x0c\x08\xd5\xe1\x8b\xd8\x06\x10\xbb\xb6\xdc\xc4\x02\x32\x0a\x0a\x06system\x10d\
+              \x1a\x05amd64\x1a\x05linux\x1a\x04lab1",
+        );
+        let wrapped = WrappedContactData::decode(record.clone()).unwrap();
+        assert_eq!(wrapped.client_labels, ["amd64", "linux", "lab1"]);
+        assert_eq!(wrapped.encode_to_vec(), record);
+        assert!(
+            record
+                .as_ptr_range()
+                .contains(&wrapped.contact_data.as_ptr())
+        );
+
+        let contact = ContactData::decode(wrapped.contact_data.clone()).unwrap();
+        let expected = ContactData {
+            client_clock: Some(Timestamp {
+                seconds: 1_795_354_837,
+                nanos: 680_991_547,
+            }),
+            allowed_messages: [("system".into(), 100)].into(),
+            ..Default::default()
+        };
+        assert_eq!(contact, expected);
+        assert_eq!(contact.encode_to_vec(), wrapped.contact_data);
+    }
+
+    #[test]
+    fn nonces_of_contacts_have_fixed_width() {
+        let contact = ClientContact {
+            sent_nonce: 1,
+            received_nonce: 2,
+            ..Default::default()
+        };
+        assert_eq!(
+            contact.encode_to_vec(),
+            b"\x09\x01\0\0\0\0\0\0\0\x11\x02\0\0\0\0\0\0\0"
+        );
+    }
+}

@@ -88,7 +88,7 @@ fn descriptor<M: Name>() -> MessageDescriptor {
 
 /// Says what is wrong with a text and where.
 ///
-/// It never quotes strings from the text, because configuration files hold keys and passwords.
+/// It never repeats string literals of the text, because configuration files hold keys and passwords.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextError {
     line: usize,
