@@ -3,7 +3,7 @@
 //! A Fleetspeak server keeps all it knows behind one interface. This crate is
 //! that interface in Rust: [`Store`], made of [`MessageStore`], [`ClientStore`],
 //! [`BroadcastStore`] and [`FileStore`], with its types, its arithmetic, and
-//! `MemoryStore`, a complete implementation for tests. Use a backend crate to
+//! [`MemoryStore`], a complete implementation for tests. Use a backend crate to
 //! keep data; use this crate to write against any of them, or to write one.
 //!
 //! # What every store promises
@@ -84,7 +84,7 @@ mod clients;
 mod error;
 mod files;
 mod ids;
-
+mod memory;
 mod messages;
 mod processor;
 mod random;
@@ -101,7 +101,7 @@ pub use error::{Error, ErrorKind, Outcome, Result};
 pub use files::{FileStore, StoredFile, read_content};
 pub use ids::{AllocationId, BroadcastId, ClientId, IdError, MessageId};
 pub use limits::MAX_PAYLOAD_BYTES;
-
+pub use memory::MemoryStore;
 pub use messages::{MessageStore, REMOVED_BY_ADMIN, ServiceLimits};
 pub use processor::{ClaimServerMessages, MessageProcessor, ProcessorOptions, ProcessorSlot};
 pub use random::Random;

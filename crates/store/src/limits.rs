@@ -28,7 +28,11 @@ pub fn cut_chars(text: &str, chars: usize) -> &str {
 
 /// Returns at most the first `bytes` bytes of `text`, cut between characters.
 pub fn cut_bytes(text: &str, bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes)]
+    let mut end = bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// Refuses a key text over [`MAX_NAME_CHARS`].
