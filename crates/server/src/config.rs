@@ -1,0 +1,418 @@
+//! What a server needs to know before it starts, and how upstream's configuration files say it.
+//!
+//! [`Config`] is plain data: programs may fill it in themselves. [`Config::from_upstream`] reads the two text files of
+//! the stock server, unchanged, and refuses what would make this server behave differently from what they ask for.
+
+mod error;
+mod services;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleethold_proto::fleetspeak::components::{self, frontend_config::FrontendMode};
+use fleethold_proto::fleetspeak::server::{ServerConfig, ServiceConfig};
+use fleethold_proto::text;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+pub use error::ConfigError;
+
+/// How often broadcasts are read again unless a configuration says otherwise.
+pub const DEFAULT_BROADCAST_POLL: Duration = Duration::from_secs(60);
+
+/// The shortest time between two reads of the broadcasts.
+pub const MIN_BROADCAST_POLL: Duration = Duration::from_secs(1);
+
+/// How long a stop waits for open streams and calls unless a configuration says otherwise.
+pub const DEFAULT_STOP_LIMIT: Duration = Duration::from_secs(8);
+
+/// What a server serves, to whom and where.
+///
+/// The default serves nobody.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where and how agents connect; `None` serves no agents.
+    pub agents: Option<AgentsConfig>,
+    /// Where the admin interface listens; `None` offers none.
+    pub admin: Option<AdminConfig>,
+    /// A label every agent has to carry, if any.
+    pub required_label: Option<String>,
+    /// The services of this server, each name once.
+    pub services: Vec<ServiceConfig>,
+    /// How often broadcasts are read again, at least [`MIN_BROADCAST_POLL`].
+    pub broadcast_poll: Duration,
+    /// How long a stop waits for open streams and calls.
+    pub stop_limit: Duration,
+    /// What the configuration asks for and this server leaves out, one sentence each, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Where and how agents connect.
+#[derive(Clone)]
+pub struct AgentsConfig {
+    /// Where to listen: `host:port`, `:port`, `ip:port` or `[v6]:port`; port 0 lets the system choose.
+    pub listen: String,
+    /// The server's certificate in PEM, the leaf first, then its chain.
+    pub certificates_pem: String,
+    /// The key of the leaf in PEM: SEC1, PKCS#1 or PKCS#8.
+    pub key_pem: String,
+    /// Whether agents may keep a stream open; otherwise they can only poll.
+    pub streaming: bool,
+    /// Whether a file download needs the label that contacts need.
+    pub authorize_files: bool,
+}
+
+/// Where the admin interface listens.
+#[derive(Clone, Debug)]
+pub struct AdminConfig {
+    /// Where to listen, as in [`AgentsConfig::listen`].
+    pub listen: String,
+}
+
+/// A configuration file that was read: its text, and its path for messages.
+#[derive(Clone, Copy)]
+pub struct ConfigText<'a> {
+    /// Where the text comes from.
+    pub path: &'a Path,
+    /// The text in protobuf text format.
+    pub text: &'a str,
+}
+
+/// What upstream's files say.
+#[derive(Clone)]
+pub struct Upstream {
+    /// The server they describe.
+    pub config: Config,
+    /// The MySQL database they name, with its password; the caller opens the store.
+    pub mysql_data_source_name: Option<String>,
+}
+
+impl Config {
+    /// Reads upstream's components file and, if there is one, its services file.
+    ///
+    /// # Errors
+    ///
+    /// A file is malformed, lacks something, or asks for something that this server cannot do and must not ignore.
+    /// The error names file, line or field, and [says](ConfigError::hint) what to write instead.
+    pub fn from_upstream(
+        components: &ConfigText<'_>,
+        services: Option<&ConfigText<'_>>,
+    ) -> Result<Upstream, ConfigError> {
+        let file: components::Config = parse(components)?;
+        let invalid =
+            |field, problem, hint| ConfigError::invalid(components.path, field, problem, hint);
+        refuse_unsupported(&file, components.path)?;
+
+        let mut config = Self {
+            warnings: left_out(&file),
+            required_label: Some(file.required_label).filter(|label| !label.is_empty()),
+            ..Self::default()
+        };
+        if let Some(https) = file.https_config {
+            let field = "https_config.listen_address";
+            check_listen(&https.listen_address).map_err(|problem| {
+                invalid(
+                    field,
+                    problem,
+                    "write `listen_address: \":443\"` in `https_config`",
+                )
+            })?;
+            check_certificate(&https.certificates, &https.key)
+                .map_err(|(field, problem, hint)| invalid(field, problem, hint))?;
+            config.agents = Some(AgentsConfig {
+                listen: https.listen_address,
+                certificates_pem: https.certificates,
+                key_pem: https.key,
+                streaming: !https.disable_streaming,
+                authorize_files: https.enable_file_server_authorization,
+            });
+        }
+        if let Some(admin) = file.admin_config {
+            let field = "admin_config.listen_address";
+            check_listen(&admin.listen_address).map_err(|problem| {
+                invalid(
+                    field,
+                    problem,
+                    "write `listen_address: \"localhost:9000\"` in `admin_config`",
+                )
+            })?;
+            config.admin = Some(AdminConfig {
+                listen: admin.listen_address,
+            });
+        }
+        if config.agents.is_none() && config.admin.is_none() {
+            let warning = "neither `https_config` nor `admin_config` is set, so nobody can connect";
+            config.warnings.push(warning.to_owned());
+        }
+        if let Some(services) = services {
+            config.read_services(services)?;
+        }
+        Ok(Upstream {
+            config,
+            mysql_data_source_name: Some(file.mysql_data_source_name)
+                .filter(|name| !name.is_empty()),
+        })
+    }
+
+    /// Reads a services file, upstream's `fleetspeak.server.ServerConfig`, and adds what it says.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_upstream`](Self::from_upstream).
+    pub fn read_services(&mut self, services: &ConfigText<'_>) -> Result<(), ConfigError> {
+        let file: ServerConfig = parse(services)?;
+        for (index, service) in file.services.into_iter().enumerate() {
+            services::check(&service, index, services.path)?;
+            self.add_service(service);
+        }
+        if let Some(poll) = file.broadcast_poll_time {
+            let poll = Duration::try_from(poll).map_err(|_| {
+                ConfigError::invalid(
+                    services.path,
+                    "broadcast_poll_time",
+                    "is not a positive duration",
+                    "write `broadcast_poll_time { seconds: 60 }`",
+                )
+            })?;
+            if poll < MIN_BROADCAST_POLL {
+                let warning = "`broadcast_poll_time` is less than a second; one second is used";
+                self.warnings.push(warning.to_owned());
+            }
+            self.broadcast_poll = poll.max(MIN_BROADCAST_POLL);
+        }
+        Ok(())
+    }
+
+    /// Adds a service; it takes the place of an earlier one with the same name.
+    pub fn add_service(&mut self, service: ServiceConfig) {
+        match self
+            .services
+            .iter_mut()
+            .find(|other| other.name == service.name)
+        {
+            Some(earlier) => {
+                let warning = format!(
+                    "service `{}` is configured twice; the later one is used",
+                    service.name
+                );
+                self.warnings.push(warning);
+                *earlier = service;
+            }
+            None => self.services.push(service),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            agents: None,
+            admin: None,
+            required_label: None,
+            services: Vec::new(),
+            broadcast_poll: DEFAULT_BROADCAST_POLL,
+            stop_limit: DEFAULT_STOP_LIMIT,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for AgentsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key stays out of logs.
+        f.debug_struct("AgentsConfig")
+            .field("listen", &self.listen)
+            .field("streaming", &self.streaming)
+            .field("authorize_files", &self.authorize_files)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The name of the data source holds a password.
+        f.debug_struct("Upstream")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Splits a listen address into its host and port.
+///
+/// The host comes without brackets and is empty in `:port`, which means all addresses of the machine.
+///
+/// # Errors
+///
+/// Says in a few words what is wrong, for example `has no port`.
+pub fn split_listen(listen: &str) -> Result<(&str, u16), &'static str> {
+    if listen.is_empty() {
+        return Err("is missing");
+    }
+    if listen.contains(|c: char| c.is_whitespace() || c == '/') {
+        return Err("is not of the form `host:port`");
+    }
+    let (host, port) = match listen.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest.split_once(']').ok_or("has a `[` without `]`")?;
+            if host.parse::<std::net::Ipv6Addr>().is_err() {
+                return Err("has no IPv6 address between its brackets");
+            }
+            (host, after.strip_prefix(':').ok_or("has no port")?)
+        }
+        None => {
+            let (host, port) = listen.rsplit_once(':').ok_or("has no port")?;
+            if host.contains(':') {
+                return Err("has an IPv6 address without brackets");
+            }
+            (host, port)
+        }
+    };
+    // u16 alone would take a sign.
+    if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
+        return Err("has no number as port");
+    }
+    let port = port.parse().map_err(|_| "has a port above 65535")?;
+    Ok((host, port))
+}
+
+fn parse<M: prost::Message + prost::Name + Default>(
+    file: &ConfigText<'_>,
+) -> Result<M, ConfigError> {
+    text::parse(file.text).map_err(|source| ConfigError::Syntax {
+        path: file.path.to_owned(),
+        message_type: M::full_name(),
+        source,
+    })
+}
+
+/// Refuses settings that would make this server less safe or different in silence if it ignored them.
+fn refuse_unsupported(file: &components::Config, path: &Path) -> Result<(), ConfigError> {
+    let refuse = |field: &str, hint| Err(ConfigError::unsupported(path, field, hint));
+    let mode = file
+        .https_config
+        .as_ref()
+        .and_then(|https| https.frontend_config.as_ref())
+        .and_then(|frontend| frontend.frontend_mode.as_ref());
+    let mode = match mode {
+        None | Some(FrontendMode::MtlsConfig(_)) => None,
+        Some(FrontendMode::HttpsHeaderConfig(_)) => Some("https_header_config"),
+        Some(FrontendMode::HttpsHeaderChecksumConfig(_)) => Some("https_header_checksum_config"),
+        Some(FrontendMode::CleartextHeaderConfig(_)) => Some("cleartext_header_config"),
+        Some(FrontendMode::CleartextHeaderChecksumConfig(_)) => {
+            Some("cleartext_header_checksum_config")
+        }
+        Some(FrontendMode::CleartextXfccConfig(_)) => Some("cleartext_xfcc_config"),
+    };
+    if let Some(mode) = mode {
+        let field = format!("https_config.frontend_config.{mode}");
+        return refuse(
+            &field,
+            "remove it, or write `mtls_config {}`, and let agents connect directly",
+        );
+    }
+    if file.proxy_protocol {
+        return refuse(
+            "proxy_protocol",
+            "remove it and let agents connect directly",
+        );
+    }
+    if file.spanner_config.is_some() {
+        return refuse("spanner_config", "remove it and choose another store");
+    }
+    Ok(())
+}
+
+/// Lists settings that can be ignored without harm.
+fn left_out(file: &components::Config) -> Vec<String> {
+    let settings = [
+        (
+            "notification_listen_address",
+            !file.notification_listen_address.is_empty(),
+        ),
+        (
+            "notification_public_address",
+            !file.notification_public_address.is_empty(),
+        ),
+        (
+            "notification_use_http_notifier",
+            file.notification_use_http_notifier,
+        ),
+        ("stats_config", file.stats_config.is_some()),
+        ("health_check_config", file.health_check_config.is_some()),
+    ];
+    settings
+        .into_iter()
+        .filter(|(_, is_set)| *is_set)
+        .map(|(field, _)| format!("`{field}` is not supported yet and ignored"))
+        .collect()
+}
+
+fn check_listen(listen: &str) -> Result<(), String> {
+    match split_listen(listen) {
+        Ok(_) => Ok(()),
+        Err(problem) if listen.is_empty() => Err(problem.to_owned()),
+        Err(problem) => Err(format!("`{listen}` {problem}")),
+    }
+}
+
+/// Refuses certificates and keys that the listener could not use, and says which field to look at.
+fn check_certificate(
+    certificates: &str,
+    key: &str,
+) -> Result<(), (&'static str, String, &'static str)> {
+    const CERTIFICATES: &str = "https_config.certificates";
+    const KEY: &str = "https_config.key";
+    const PUT_CERTIFICATES: &str =
+        "put the PEM text of the server's certificate there, then its chain";
+    const PUT_KEY: &str = "put the PEM text of the key that belongs to the first certificate there";
+
+    let missing = || "is missing".to_owned();
+    if certificates.is_empty() {
+        return Err((CERTIFICATES, missing(), PUT_CERTIFICATES));
+    }
+    if key.is_empty() {
+        return Err((KEY, missing(), PUT_KEY));
+    }
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificates.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| {
+            (
+                CERTIFICATES,
+                format!("is not PEM: {error}"),
+                PUT_CERTIFICATES,
+            )
+        })?;
+    if chain.is_empty() {
+        return Err((
+            CERTIFICATES,
+            "holds no certificate".to_owned(),
+            PUT_CERTIFICATES,
+        ));
+    }
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+        .map_err(|error| (KEY, format!("holds no private key: {error}"), PUT_KEY))?;
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let signing_key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|error| (KEY, format!("cannot be used: {error}"), PUT_KEY))?;
+    match CertifiedKey::new(chain, signing_key).keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(()),
+        Err(rustls::Error::InconsistentKeys(_)) => Err((
+            KEY,
+            "does not belong to the first certificate".to_owned(),
+            PUT_KEY,
+        )),
+        Err(error) => Err((
+            CERTIFICATES,
+            format!("cannot be used: {error}"),
+            PUT_CERTIFICATES,
+        )),
+    }
+}

@@ -1,0 +1,402 @@
+use std::error::Error;
+
+use super::*;
+
+/// What upstream's configurator writes, with a fresh certificate.
+struct Pems {
+    certificate: String,
+    key: String,
+}
+
+impl Pems {
+    fn new() -> Self {
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        Self {
+            certificate: pair.cert.pem(),
+            key: pair.signing_key.serialize_pem(),
+        }
+    }
+
+    fn https(&self, listen: &str, more: &str) -> String {
+        let escape = |text: &str| text.replace('\n', "\\n");
+        format!(
+            "https_config {{ listen_address: \"{listen}\" certificates: \"{}\" key: \"{}\" {more} }}",
+            escape(&self.certificate),
+            escape(&self.key)
+        )
+    }
+}
+
+fn from_components(text: &str) -> Result<Upstream, ConfigError> {
+    let path = Path::new("components.config");
+    Config::from_upstream(&ConfigText { path, text }, None)
+}
+
+fn from_services(text: &str) -> Result<Config, ConfigError> {
+    let path = Path::new("services.config");
+    let mut config = Config::default();
+    config.read_services(&ConfigText { path, text })?;
+    Ok(config)
+}
+
+/// The message with all its causes.
+fn chain(error: &ConfigError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[test]
+fn upstream_files_become_a_configuration() {
+    let pems = Pems::new();
+    let components = format!(
+        "# Written by hand.\n\
+         mysql_data_source_name: \"user:pw@tcp(127.0.0.1:3306)/fleetspeak\"\n\
+         {}\n\
+         required_label: \"blue\"\n\
+         admin_config {{ listen_address: \"localhost:9000\" }}\n",
+        pems.https(
+            ":443",
+            "disable_streaming: true enable_file_server_authorization: true"
+        )
+    );
+    let services = ConfigText {
+        path: Path::new("services.config"),
+        text: r#"services {
+                   name: "GRR"
+                   factory: "GRPC"
+                   max_parallelism: 7
+                   config { [type.googleapis.com/fleetspeak.grpcservice.Config] { target: "localhost:11111" insecure: true } }
+                 }
+                 services { name: "sink" factory: "NOOP" }
+                 broadcast_poll_time { seconds: 5 }"#,
+    };
+    let components = ConfigText {
+        path: Path::new("components.config"),
+        text: &components,
+    };
+
+    let upstream = Config::from_upstream(&components, Some(&services)).unwrap();
+
+    assert_eq!(
+        upstream.mysql_data_source_name.as_deref(),
+        Some("user:pw@tcp(127.0.0.1:3306)/fleetspeak")
+    );
+    let config = upstream.config;
+    let agents = config.agents.unwrap();
+    assert_eq!(agents.listen, ":443");
+    assert_eq!(agents.certificates_pem, pems.certificate);
+    assert_eq!(agents.key_pem, pems.key);
+    assert!(!agents.streaming);
+    assert!(agents.authorize_files);
+    assert_eq!(config.admin.unwrap().listen, "localhost:9000");
+    assert_eq!(config.required_label.as_deref(), Some("blue"));
+    let names: Vec<_> = config
+        .services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    assert_eq!(names, ["GRR", "sink"]);
+    assert_eq!(config.services[0].max_parallelism, 7);
+    assert_eq!(config.broadcast_poll, Duration::from_secs(5));
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn every_dialect_of_the_text_format_is_read() {
+    let expected = from_services(
+        r#"services { name: "a" factory: "GRPC" config { [type.googleapis.com/fleetspeak.grpcservice.Config] { target: "h:1" insecure: true } } }"#,
+    )
+    .unwrap()
+    .services;
+    for text in [
+        // Angle brackets, as in deployments with containers.
+        r#"services: < name: "a" factory: "GRPC" config: < [type.googleapis.com/fleetspeak.grpcservice.Config]: < target: "h:1" insecure: true > > >"#,
+        // One line with uneven spaces, as Go writes it.
+        r#"services:{name:"a"  factory:"GRPC"  config:{[type.googleapis.com/fleetspeak.grpcservice.Config]:{target:"h:1"  insecure:true}}}"#,
+        // Lists, separators, other quotes, adjacent strings and escapes.
+        r#"services: [{ name: '\x61'; factory: "GR" 'PC', config { [type.googleapis.com/fleetspeak.grpcservice.Config] { target: "\150:1" insecure: 1 } } }]"#,
+        // An Any as it is.
+        r#"services { name: "a" factory: "GRPC" config { type_url: "type.googleapis.com/fleetspeak.grpcservice.Config" value: "\n\003h:1\020\001" } }"#,
+    ] {
+        assert_eq!(from_services(text).unwrap().services, expected, "{text}");
+    }
+}
+
+#[test]
+fn empty_files_are_valid() {
+    let config = from_services("# No service yet.\n").unwrap();
+    assert!(config.services.is_empty());
+    assert_eq!(config.broadcast_poll, DEFAULT_BROADCAST_POLL);
+    let upstream = from_components("").unwrap();
+    assert!(upstream.config.agents.is_none());
+    assert_eq!(
+        upstream.config.warnings.len(),
+        1,
+        "{:?}",
+        upstream.config.warnings
+    );
+    assert_eq!(upstream.mysql_data_source_name, None);
+}
+
+#[test]
+fn frontend_and_admin_may_be_in_different_processes() {
+    let pems = Pems::new();
+    let frontend =
+        from_components(&pems.https("[::1]:0", "frontend_config { mtls_config {} }")).unwrap();
+    assert!(frontend.config.admin.is_none());
+    assert!(frontend.config.agents.unwrap().streaming);
+    let admin = from_components("admin_config: < listen_address: ':6061' >").unwrap();
+    assert!(admin.config.agents.is_none());
+    assert!(admin.config.warnings.is_empty());
+}
+
+#[test]
+fn malformed_text_is_refused_with_file_line_and_column() {
+    let error = from_components("required_label: \"x\"\nrequired_lable: \"y\"\n").unwrap_err();
+    let text = chain(&error);
+    assert!(text.starts_with("`components.config` is not a text-format fleetspeak.components.Config: line 2, column 1: "), "{text}");
+    let error = from_services("services {").unwrap_err();
+    assert!(
+        chain(&error).starts_with("`services.config` is not"),
+        "{error}"
+    );
+}
+
+#[test]
+fn wrong_fields_are_refused_with_file_field_and_advice() {
+    let pems = Pems::new();
+    let other = Pems::new();
+    let https = |listen: &str| pems.https(listen, "");
+    let mixed = Pems {
+        certificate: pems.certificate.clone(),
+        key: other.key,
+    };
+    let no_pem = Pems {
+        certificate: "ca.pem".to_owned(),
+        key: pems.key.clone(),
+    };
+    let no_key = Pems {
+        certificate: pems.certificate.clone(),
+        key: pems.certificate.clone(),
+    };
+    for (text, expected) in [
+        (https(""), "field `https_config.listen_address` is missing"),
+        (
+            https("localhost"),
+            "field `https_config.listen_address` `localhost` has no port",
+        ),
+        (
+            "https_config { listen_address: ':1' }".into(),
+            "field `https_config.certificates` is missing",
+        ),
+        (
+            "https_config { listen_address: ':1' certificates: 'x' }".into(),
+            "field `https_config.key` is missing",
+        ),
+        (
+            no_pem.https(":1", ""),
+            "field `https_config.certificates` holds no certificate",
+        ),
+        (
+            no_key.https(":1", ""),
+            "field `https_config.key` holds no private key",
+        ),
+        (
+            mixed.https(":1", ""),
+            "field `https_config.key` does not belong to the first certificate",
+        ),
+        (
+            "admin_config {}".into(),
+            "field `admin_config.listen_address` is missing",
+        ),
+        (
+            "admin_config { listen_address: 'a:b' }".into(),
+            "field `admin_config.listen_address` `a:b` has no number as port",
+        ),
+        (
+            "proxy_protocol: true".into(),
+            "field `proxy_protocol` is not supported",
+        ),
+        (
+            "spanner_config { project_id: 'p' }".into(),
+            "field `spanner_config` is not supported",
+        ),
+        (
+            pems.https(
+                ":1",
+                "frontend_config { cleartext_xfcc_config { client_certificate_header: 'x' } }",
+            ),
+            "field `https_config.frontend_config.cleartext_xfcc_config` is not supported",
+        ),
+        (
+            pems.https(
+                ":1",
+                "frontend_config { https_header_config { client_certificate_header: 'x' } }",
+            ),
+            "field `https_config.frontend_config.https_header_config` is not supported",
+        ),
+    ] {
+        let error = from_components(&text).unwrap_err();
+        let message = error.to_string();
+        let expected = format!("`components.config`: {expected}");
+        assert!(
+            message.starts_with(&expected),
+            "expected: {expected}\n   found: {message}"
+        );
+        assert!(
+            error.hint().is_some_and(|hint| !hint.is_empty()),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn wrong_services_are_refused_with_file_field_and_advice() {
+    let good = r#"services { name: "good" factory: "NOOP" }"#;
+    for (service, expected) in [
+        (r#"factory: "NOOP""#, "field `services[1].name` is missing"),
+        (
+            r#"name: "system" factory: "NOOP""#,
+            "field `services[1].name` `system` is reserved",
+        ),
+        (
+            r#"name: "client" factory: "NOOP""#,
+            "field `services[1].name` `client` is reserved",
+        ),
+        (
+            r#"name: "a""#,
+            "field `services[1].factory` of service `a` is missing",
+        ),
+        (
+            r#"name: "a" factory: "grpc""#,
+            "field `services[1].factory` of service `a` is `grpc`, which does not exist",
+        ),
+        (
+            r#"name: "a" factory: "CPS""#,
+            "field `services[1].factory` is not supported",
+        ),
+        (
+            r#"name: "a" factory: "GRPC""#,
+            "field `services[1].config` of service `a` is missing",
+        ),
+        (
+            r#"name: "a" factory: "GRPC" config { [type.googleapis.com/fleetspeak.DieRequest] { force: true } }"#,
+            "field `services[1].config` of service `a` cannot be used: expected fleetspeak.grpcservice.Config",
+        ),
+        (
+            r#"name: "a" factory: "GRPC" config { type_url: "fleetspeak.grpcservice.Config" value: "\010" }"#,
+            "field `services[1].config` of service `a` cannot be used",
+        ),
+        (
+            r#"name: "a" factory: "GRPC" config { [type.googleapis.com/fleetspeak.grpcservice.Config] { insecure: true } }"#,
+            "field `services[1].config.target` of service `a` is missing",
+        ),
+        (
+            r#"name: "a" factory: "GRPC" config { [type.googleapis.com/fleetspeak.grpcservice.Config] { target: "h:1" } }"#,
+            "field `services[1].config` of service `a` says neither",
+        ),
+    ] {
+        let error = from_services(&format!("{good} services {{ {service} }}")).unwrap_err();
+        let message = error.to_string();
+        let expected = format!("`services.config`: {expected}");
+        assert!(
+            message.starts_with(&expected),
+            "expected: {expected}\n   found: {message}"
+        );
+        assert!(
+            error.hint().is_some_and(|hint| !hint.is_empty()),
+            "{message}"
+        );
+    }
+    let error = from_services("broadcast_poll_time { seconds: -1 }").unwrap_err();
+    assert!(
+        error.to_string().contains("field `broadcast_poll_time`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn harmless_settings_are_left_out_with_a_warning() {
+    let config = from_components(
+        "admin_config { listen_address: ':1' }\n\
+         notification_listen_address: 'a:1' notification_public_address: 'b:1' notification_use_http_notifier: true\n\
+         stats_config { address: ':2' } health_check_config { listen_address: ':3' }",
+    )
+    .unwrap()
+    .config;
+    assert_eq!(config.warnings.len(), 5, "{:?}", config.warnings);
+    assert!(
+        config.warnings[3].contains("`stats_config`"),
+        "{:?}",
+        config.warnings
+    );
+}
+
+#[test]
+fn broadcasts_are_read_at_most_once_a_second() {
+    for text in ["broadcast_poll_time {}", "broadcast_poll_time { nanos: 5 }"] {
+        let config = from_services(text).unwrap();
+        assert_eq!(config.broadcast_poll, MIN_BROADCAST_POLL, "{text}");
+        assert_eq!(config.warnings.len(), 1, "{text}");
+    }
+}
+
+#[test]
+fn a_later_service_takes_the_place_of_an_earlier_one() {
+    let config = from_services(
+        r#"services { name: "a" factory: "NOOP" }
+           services { name: "b" factory: "NOOP" }
+           services { name: "a" factory: "NOOP" max_parallelism: 3 }"#,
+    )
+    .unwrap();
+    let services: Vec<_> = config
+        .services
+        .iter()
+        .map(|s| (s.name.as_str(), s.max_parallelism))
+        .collect();
+    assert_eq!(services, [("a", 3), ("b", 0)]);
+    assert_eq!(config.warnings.len(), 1);
+}
+
+#[test]
+fn listen_addresses_are_split_into_host_and_port() {
+    for (listen, expected) in [
+        ("localhost:443", Ok(("localhost", 443))),
+        (":0", Ok(("", 0))),
+        ("127.0.0.1:6061", Ok(("127.0.0.1", 6061))),
+        ("[::1]:4443", Ok(("::1", 4443))),
+        ("", Err("is missing")),
+        ("host", Err("has no port")),
+        ("host:", Err("has no number as port")),
+        ("host:https", Err("has no number as port")),
+        ("host:+1", Err("has no number as port")),
+        ("host:65536", Err("has a port above 65535")),
+        ("::1:80", Err("has an IPv6 address without brackets")),
+        ("[::1]", Err("has no port")),
+        ("[::1:80", Err("has a `[` without `]`")),
+        ("[host]:80", Err("has no IPv6 address between its brackets")),
+        ("https://host:80", Err("is not of the form `host:port`")),
+        ("a b:80", Err("is not of the form `host:port`")),
+    ] {
+        assert_eq!(split_listen(listen), expected, "{listen}");
+    }
+}
+
+#[test]
+fn debug_output_holds_no_secrets() {
+    let pems = Pems::new();
+    let text = format!(
+        "mysql_data_source_name: 'user:secret@/db' {}",
+        pems.https(":1", "")
+    );
+    let debug = format!("{:?}", from_components(&text).unwrap());
+    assert!(
+        !debug.contains("secret") && !debug.contains("PRIVATE"),
+        "{debug}"
+    );
+}
