@@ -1,1 +1,253 @@
-//! The Fleetspeak server as a library
+//! The Fleetspeak server as a library.
+//!
+//! [`Server::start`] takes a [`Config`] and a store and serves agents over
+//! HTTPS, operators and services over gRPC; [`Server::stop`] ends all of it.
+//! The server knows no backend: whoever starts it opens the store and closes
+//! it afterwards. Stock agents, `fleetspeak-admin` and the Python connectors
+//! work with it unchanged; `docs/compatibility.md` lists what differs.
+//!
+//! # Guarantees
+//!
+//! * What is answered to an agent or an operator with success is in the store.
+//! * A message for an agent is handed out to one contact at a time, and again
+//!   after 15 minutes until the agent acknowledges it.
+//! * Memory grows with bytes received, never with sizes announced.
+
+pub mod config;
+
+mod admin;
+mod broadcasts;
+mod cache;
+mod contacts;
+mod https;
+mod services;
+mod streams;
+mod tls;
+
+use std::error::Error as StdError;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleethold_store::{Clock, Random, Store};
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+pub use config::{AdminConfig, AgentsConfig, Config, ConfigError};
+pub use services::ServiceConfigError;
+
+use crate::admin::{Admin, AdminServer};
+use crate::broadcasts::Broadcasts;
+use crate::cache::ClientCache;
+use crate::contacts::Contacts;
+use crate::https::AgentServer;
+use crate::services::Services;
+use crate::services::system::SystemService;
+use crate::streams::Streams;
+
+/// A running server.
+pub struct Server {
+    store: Arc<dyn Store>,
+    services: Arc<Services>,
+    broadcasts: Arc<Broadcasts>,
+    refresher: AbortHandle,
+    agents: Option<(SocketAddr, AgentServer)>,
+    admin: Option<(SocketAddr, AdminServer)>,
+    stop_limit: Duration,
+}
+
+/// A server that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The agents' certificate or key cannot be used.
+    #[error("cannot use the server certificate")]
+    Tls(#[from] tls::TlsError),
+    /// A service cannot be set up.
+    #[error(transparent)]
+    Service(#[from] ServiceConfigError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on `{address}` for {whom}")]
+    Listen {
+        /// The configured address.
+        address: String,
+        /// Who would connect there.
+        whom: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl Server {
+    /// Starts to serve; on return the listeners accept connections.
+    ///
+    /// # Errors
+    /// Fails if an address is taken or wrong, or if a certificate or a service
+    /// cannot be set up. Nothing is served then.
+    pub async fn start(
+        config: Config,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        random: Arc<Random>,
+    ) -> Result<Self, StartError> {
+        let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
+        let streams = Arc::new(Streams::default());
+        let system = SystemService {
+            store: Arc::clone(&store),
+            cache: Arc::clone(&cache),
+            streams: Arc::clone(&streams),
+            clock: Arc::clone(&clock),
+        };
+        let services = Arc::new(Services::new(
+            &config.services,
+            system,
+            Arc::clone(&store),
+            Arc::clone(&cache),
+            Arc::clone(&clock),
+        )?);
+        let broadcasts = Arc::new(Broadcasts::new(
+            Arc::clone(&store),
+            Arc::clone(&streams),
+            Arc::clone(&clock),
+            Arc::clone(&random),
+            config.broadcast_poll,
+        ));
+
+        let required_label = config.required_label.clone();
+
+        // All that can fail comes before anything runs.
+        let mut agents = None;
+        if let Some(config) = &config.agents {
+            let tls = tls::server_config(&config.certificates_pem, &config.key_pem)?;
+            let (address, listener) = listen(&config.listen, "agents").await?;
+            agents = Some((address, listener, tls, config));
+        }
+        let mut admin = None;
+        if let Some(config) = &config.admin {
+            admin = Some(listen(&config.listen, "the admin API").await?);
+        }
+
+        let agents = agents.map(|(address, listener, tls, config)| {
+            let contacts = Arc::new(Contacts {
+                store: Arc::clone(&store),
+                cache: Arc::clone(&cache),
+                services: Arc::clone(&services),
+                broadcasts: Arc::clone(&broadcasts),
+                clock: Arc::clone(&clock),
+                random: Arc::clone(&random),
+                required_label: required_label.clone(),
+                streaming_to: "local".to_owned(),
+            });
+            let options = https::Options {
+                streaming: config.streaming,
+                authorize_files: config.authorize_files,
+                ..https::Options::new(Arc::new(tls))
+            };
+            let server = AgentServer::start(
+                listener,
+                options,
+                contacts,
+                Arc::clone(&streams),
+                Arc::clone(&store),
+                Arc::clone(&clock),
+                Arc::clone(&random),
+            );
+            (address, server)
+        });
+        let admin = admin.map(|(address, listener)| {
+            let admin = Admin {
+                store: Arc::clone(&store),
+                services: Arc::clone(&services),
+                streams: Arc::clone(&streams),
+                cache: Arc::clone(&cache),
+                broadcasts: Arc::clone(&broadcasts),
+                clock: Arc::clone(&clock),
+                random: Arc::clone(&random),
+            };
+            (address, AdminServer::start(listener, admin))
+        });
+        let refresher = tokio::spawn(Arc::clone(&broadcasts).run()).abort_handle();
+        let processor = Arc::clone(&services);
+        store.register_message_processor(processor).await;
+        Ok(Self {
+            store,
+            services,
+            broadcasts,
+            refresher,
+            agents,
+            admin,
+            stop_limit: config.stop_limit,
+        })
+    }
+
+    /// Returns where agents connect.
+    pub fn agents_addr(&self) -> Option<SocketAddr> {
+        self.agents.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Returns where the admin API is.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Stops serving: streams are told to end, running calls finish, broadcast
+    /// allocations are given back. Takes at most the configured limit.
+    pub async fn stop(self) {
+        let deadline = Instant::now() + self.stop_limit;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        self.refresher.abort();
+        let backlog = tokio::time::timeout(left(), self.store.stop_message_processor());
+        let agents = async {
+            if let Some((_, agents)) = self.agents {
+                agents.stop(left()).await;
+            }
+        };
+        let admin = async {
+            if let Some((_, admin)) = self.admin {
+                admin.stop(left()).await;
+            }
+        };
+        let (backlog, (), ()) = tokio::join!(backlog, agents, admin);
+        if backlog.is_err() {
+            tracing::warn!("left overdue messages to the next start");
+        }
+        self.services.finish(left()).await;
+        if tokio::time::timeout(left().max(Duration::from_secs(1)), self.broadcasts.close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("broadcast allocations are left to expire");
+        }
+    }
+}
+
+async fn listen(
+    address: &str,
+    whom: &'static str,
+) -> Result<(SocketAddr, TcpListener), StartError> {
+    let error = |source| StartError::Listen {
+        address: address.to_owned(),
+        whom,
+        source,
+    };
+    // `:443` means every address of this machine.
+    let full = match address.strip_prefix(':') {
+        Some(port) => format!("[::]:{port}"),
+        None => address.to_owned(),
+    };
+    let listener = TcpListener::bind(&full).await.map_err(error)?;
+    let address = listener.local_addr().map_err(error)?;
+    Ok((address, listener))
+}
+
+/// Returns an error with its causes on one line.
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

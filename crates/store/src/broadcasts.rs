@@ -81,9 +81,9 @@ pub trait BroadcastStore: Send + Sync {
     /// # Errors
     /// `InvalidArgument` as in
     /// [`store_messages`](crate::MessageStore::store_messages);
-    /// `BroadcastDisabled` if the broadcast is unknown, has limit 0 or has
-    /// expired (the latter two matter without `allocation` only), or the
-    /// allocation is gone; `AllocationFull`; `AllocationExpired`;
+    /// `BroadcastDisabled` if the broadcast is unknown or has expired, if it
+    /// has limit 0 (matters without `allocation` only), or if the allocation
+    /// is gone; `AllocationFull`; `AllocationExpired`;
     /// `AlreadyExists` if the client has the broadcast; `NotFound` for an
     /// unknown client. Checked in this order; nothing is stored then.
     async fn save_broadcast_message(

@@ -1,0 +1,436 @@
+//! Broadcasts to the clients of this server, within this server's allocations.
+//!
+//! For each active broadcast there is one [`Share`]: the right to send some of
+//! it. A share that is used up is refilled on demand, so a limit is reached
+//! exactly and without waiting (protocol specification section 3.8).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fleethold_proto::fleetspeak::server::Broadcast;
+use fleethold_proto::fleetspeak::{Address, Message};
+use fleethold_store::clock::timestamp;
+use fleethold_store::{
+    AllocationId, AllocationInfo, BROADCAST_UNLIMITED, BroadcastId, BroadcastInfo, ClientId, Clock,
+    Error, ErrorKind, MessageId, Random, Store,
+};
+use tokio::sync::RwLock;
+
+use crate::cache::CachedClient;
+use crate::streams::Streams;
+
+/// How much of what is left of a broadcast a server takes at a time.
+const SHARE: f32 = 0.2;
+
+/// How long an allocation lasts.
+const ALLOCATION_LIFETIME: Duration = Duration::from_secs(10 * 60);
+
+/// Streams are woken in groups, so that a broadcast does not stop all else:
+/// this many in this time, 2,000 a second.
+const WAKE_UPS: usize = 50;
+const WAKE_UP_PERIOD: Duration = Duration::from_millis(25);
+
+/// The active broadcasts and what this server may send of them.
+pub(crate) struct Broadcasts {
+    store: Arc<dyn Store>,
+    streams: Arc<Streams>,
+    clock: Arc<dyn Clock>,
+    random: Arc<Random>,
+    poll: Duration,
+    current: Mutex<Current>,
+    /// What could not be reported yet; held while shares are made or ended.
+    unreported: tokio::sync::Mutex<Vec<Report>>,
+}
+
+#[derive(Default)]
+struct Current {
+    /// Grows when a client that has been served may have to be served again.
+    version: u64,
+    shares: BTreeMap<BroadcastId, Arc<Share>>,
+}
+
+/// The right to send some messages of one broadcast.
+struct Share {
+    id: BroadcastId,
+    broadcast: Broadcast,
+    /// `None`: the broadcast is unlimited.
+    allocation: Option<AllocationInfo>,
+    sent: Mutex<u64>,
+    /// Read by senders for as long as `sent` may still change back.
+    in_use: RwLock<()>,
+}
+
+/// An ended share, to be counted in the store.
+struct Report {
+    broadcast: BroadcastId,
+    allocation: Option<AllocationId>,
+    sent: u64,
+}
+
+impl Broadcasts {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        streams: Arc<Streams>,
+        clock: Arc<dyn Clock>,
+        random: Arc<Random>,
+        poll: Duration,
+    ) -> Self {
+        Self {
+            store,
+            streams,
+            clock,
+            random,
+            poll,
+            current: Mutex::default(),
+            unreported: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Stores and returns the broadcast messages that `client` is due; after
+    /// an error those it has got so far, and the rest at its next contact.
+    pub(crate) async fn messages_for(
+        &self,
+        client: ClientId,
+        cached: &CachedClient,
+    ) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let (version, shares) = self.matching(cached);
+        if shares.is_empty() || cached.is_served(version) {
+            return messages;
+        }
+        match self.send_all(shares, client, &mut messages).await {
+            Ok(()) => cached.set_served(version),
+            Err(error) => {
+                tracing::warn!(%client, error = %crate::chain(&error), "cannot send broadcasts");
+            }
+        }
+        messages
+    }
+
+    /// Reads the active broadcasts again and wakes the open streams if there
+    /// is something new to send.
+    pub(crate) async fn refresh(self: &Arc<Self>) -> Result<(), Error> {
+        let mut unreported = self.unreported.lock().await;
+        let active = self.store.list_active_broadcasts().await?;
+        let ended = self.with(|current| {
+            let ended = current
+                .shares
+                .keys()
+                .filter(|id| {
+                    !active
+                        .iter()
+                        .any(|info| info.broadcast.broadcast_id[..] == id.as_bytes()[..])
+                })
+                .copied()
+                .collect::<Vec<_>>();
+            ended
+                .iter()
+                .filter_map(|id| current.shares.remove(id))
+                .collect::<Vec<_>>()
+        });
+        for share in ended {
+            unreported.push(share.end().await);
+        }
+        let mut is_new = false;
+        for info in active {
+            is_new |= self.renew(info, &mut unreported).await?;
+        }
+        self.report(&mut unreported).await?;
+        drop(unreported);
+        if is_new {
+            self.with(|current| current.version += 1);
+            tokio::spawn(wake_all(Arc::clone(&self.streams)));
+        }
+        Ok(())
+    }
+
+    /// Refreshes now and then, for ever.
+    pub(crate) async fn run(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.refresh().await {
+                tracing::warn!(error = %crate::chain(&error), "cannot refresh broadcasts");
+            }
+            tokio::time::sleep(self.poll.mul_f64(1.0 + self.random.unit())).await;
+        }
+    }
+
+    /// Ends all shares and counts them in the store.
+    pub(crate) async fn close(&self) {
+        let mut unreported = self.unreported.lock().await;
+        for share in self
+            .with(|current| std::mem::take(&mut current.shares))
+            .into_values()
+        {
+            unreported.push(share.end().await);
+        }
+        if let Err(error) = self.report(&mut unreported).await {
+            tracing::warn!(error = %crate::chain(&error), "cannot give the rest of broadcast allocations back");
+        }
+    }
+
+    fn matching(&self, client: &CachedClient) -> (u64, Vec<Arc<Share>>) {
+        self.with(|current| {
+            let shares = current.shares.values().filter(|share| {
+                let mut required = share.broadcast.required_labels.iter();
+                required.all(|label| client.has_label(&label.service_name, &label.label))
+            });
+            (current.version, shares.cloned().collect())
+        })
+    }
+
+    async fn send_all(
+        &self,
+        shares: Vec<Arc<Share>>,
+        client: ClientId,
+        messages: &mut Vec<Message>,
+    ) -> Result<(), Error> {
+        let sent = self.store.list_sent_broadcasts(client).await?;
+        for share in shares.into_iter().filter(|share| !sent.contains(&share.id)) {
+            messages.extend(self.send(share, client).await?);
+        }
+        Ok(())
+    }
+
+    /// Sends one message, refilling the share if it is used up.
+    async fn send(
+        &self,
+        mut share: Arc<Share>,
+        client: ClientId,
+    ) -> Result<Option<Message>, Error> {
+        loop {
+            let using = share.in_use.read().await;
+            if !share.take_place(&*self.clock) {
+                drop(using);
+                match self.refill(&share).await? {
+                    Some(refilled) => share = refilled,
+                    None => return Ok(None),
+                }
+                continue;
+            }
+            let message = share.message(client, MessageId::random(&self.random), &*self.clock);
+            let allocation = share.allocation.as_ref().map(|allocation| allocation.id);
+            let saved = self
+                .store
+                .save_broadcast_message(&message, share.id, client, allocation)
+                .await;
+            let Err(error) = saved else {
+                return Ok(Some(message));
+            };
+            share.return_place();
+            drop(using);
+            match error.kind() {
+                // Another contact of this client was faster, or an operator was.
+                ErrorKind::AlreadyExists | ErrorKind::BroadcastDisabled => return Ok(None),
+                ErrorKind::AllocationFull | ErrorKind::AllocationExpired => {
+                    match self.refill(&share).await? {
+                        Some(refilled) => share = refilled,
+                        None => return Ok(None),
+                    }
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Replaces a share that is used up; `None` if nothing is left to send.
+    async fn refill(&self, used_up: &Arc<Share>) -> Result<Option<Arc<Share>>, Error> {
+        let mut unreported = self.unreported.lock().await;
+        let current = self.with(|current| current.shares.get(&used_up.id).cloned());
+        match current {
+            None => return Ok(None),
+            Some(current) if !Arc::ptr_eq(&current, used_up) => return Ok(Some(current)),
+            Some(_) => {}
+        }
+        if used_up.allocation.is_none() || used_up.has_expired(&*self.clock) {
+            return Ok(None);
+        }
+        let share = self
+            .replace(used_up.broadcast.clone(), used_up.id, &mut unreported)
+            .await?;
+        self.report(&mut unreported).await?;
+        Ok(share)
+    }
+
+    /// Brings the share of an active broadcast up to date; returns whether
+    /// there is something to send where there was nothing.
+    async fn renew(
+        &self,
+        info: BroadcastInfo,
+        unreported: &mut Vec<Report>,
+    ) -> Result<bool, Error> {
+        let Ok(id) = BroadcastId::try_from(&info.broadcast.broadcast_id[..]) else {
+            return Ok(false);
+        };
+        let share = self.with(|current| current.shares.get(&id).cloned());
+        if info.limit != BROADCAST_UNLIMITED {
+            let good = share
+                .as_ref()
+                .is_some_and(|share| share.is_good_for(2 * self.poll, &*self.clock));
+            if good {
+                return Ok(false);
+            }
+            let replaced = self.replace(info.broadcast, id, unreported).await?;
+            return Ok(share.is_none() && replaced.is_some());
+        }
+        match share {
+            Some(share) if share.allocation.is_none() => {
+                // Counted now and then, so that a crash loses little of the count.
+                let sent = std::mem::take(&mut *share.sent());
+                if sent > 0 {
+                    unreported.push(Report {
+                        broadcast: id,
+                        allocation: None,
+                        sent,
+                    });
+                }
+                Ok(false)
+            }
+            limited => {
+                let unlimited = Arc::new(Share::new(id, info.broadcast, None));
+                self.with(|current| current.shares.insert(id, unlimited));
+                let is_new = limited.is_none();
+                if let Some(limited) = limited {
+                    unreported.push(limited.end().await);
+                }
+                Ok(is_new)
+            }
+        }
+    }
+
+    /// Puts a new share in the place of the old one, which is ended after that.
+    async fn replace(
+        &self,
+        broadcast: Broadcast,
+        id: BroadcastId,
+        unreported: &mut Vec<Report>,
+    ) -> Result<Option<Arc<Share>>, Error> {
+        let expiry = self.clock.now() + ALLOCATION_LIFETIME;
+        let allocation = match self.store.create_allocation(id, SHARE, expiry).await {
+            Err(error) if error.is_not_found() => None,
+            other => other?,
+        };
+        let share =
+            allocation.map(|allocation| Arc::new(Share::new(id, broadcast, Some(allocation))));
+        let old = self.with(|current| match &share {
+            Some(share) => current.shares.insert(id, Arc::clone(share)),
+            None => current.shares.remove(&id),
+        });
+        if let Some(old) = old {
+            unreported.push(old.end().await);
+        }
+        Ok(share)
+    }
+
+    /// Counts ended shares in the store; what fails is kept for the next time.
+    async fn report(&self, unreported: &mut Vec<Report>) -> Result<(), Error> {
+        while let Some(report) = unreported.last() {
+            match self
+                .store
+                .cleanup_allocation(report.broadcast, report.allocation, report.sent)
+                .await
+            {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => unreported.pop(),
+            };
+        }
+        Ok(())
+    }
+
+    fn with<T>(&self, use_current: impl FnOnce(&mut Current) -> T) -> T {
+        use_current(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Share {
+    fn new(id: BroadcastId, broadcast: Broadcast, allocation: Option<AllocationInfo>) -> Self {
+        Self {
+            id,
+            broadcast,
+            allocation,
+            sent: Mutex::new(0),
+            in_use: RwLock::new(()),
+        }
+    }
+
+    fn sent(&self) -> std::sync::MutexGuard<'_, u64> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_place(&self, clock: &dyn Clock) -> bool {
+        let mut sent = self.sent();
+        let free = !self.has_expired(clock)
+            && self.allocation.as_ref().is_none_or(|allocation| {
+                *sent < allocation.limit && clock.now() <= allocation.expiry
+            });
+        *sent += u64::from(free);
+        free
+    }
+
+    fn return_place(&self) {
+        let mut sent = self.sent();
+        *sent = sent.saturating_sub(1);
+    }
+
+    fn has_expired(&self, clock: &dyn Clock) -> bool {
+        let now = timestamp(clock.now());
+        self.broadcast.expiration_time.is_some_and(|expiration| {
+            (expiration.seconds, expiration.nanos) <= (now.seconds, now.nanos)
+        })
+    }
+
+    fn is_good_for(&self, duration: Duration, clock: &dyn Clock) -> bool {
+        self.allocation.as_ref().is_some_and(|allocation| {
+            *self.sent() < allocation.limit && clock.now() + duration < allocation.expiry
+        })
+    }
+
+    /// Waits for those who send under the share, then says what was sent.
+    async fn end(&self) -> Report {
+        let _nobody_sends = self.in_use.write().await;
+        let mut sent = self.sent();
+        let report = Report {
+            broadcast: self.id,
+            allocation: self.allocation.as_ref().map(|allocation| allocation.id),
+            sent: *sent,
+        };
+        // Whoever still holds the share finds no place in it.
+        *sent = u64::MAX >> 1;
+        report
+    }
+
+    fn message(&self, client: ClientId, id: MessageId, clock: &dyn Clock) -> Message {
+        let source = self.broadcast.source.as_ref();
+        let source = source.map_or("", |source| source.service_name.as_str());
+        let destination = self.broadcast.destination.as_ref();
+        let destination = destination
+            .map(|destination| destination.service_name.as_str())
+            .filter(|name| !name.is_empty())
+            .unwrap_or(source);
+        Message {
+            message_id: id.to_bytes(),
+            source: Some(Address {
+                service_name: source.to_owned(),
+                ..Address::default()
+            }),
+            destination: Some(Address {
+                client_id: client.to_bytes(),
+                service_name: destination.to_owned(),
+            }),
+            message_type: self.broadcast.message_type.clone(),
+            creation_time: Some(timestamp(clock.now())),
+            data: self.broadcast.data.clone(),
+            ..Message::default()
+        }
+    }
+}
+
+async fn wake_all(streams: Arc<Streams>) {
+    let mut period = tokio::time::interval(WAKE_UP_PERIOD);
+    for group in streams.clients().chunks(WAKE_UPS) {
+        period.tick().await;
+        for client in group {
+            streams.wake(*client);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What this server remembers of clients between their contacts.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fleethold_store::{ClientData, ClientId, Error, Store};
+use tokio::time::Instant;
+
+/// How long an entry is good: a change made by another server shows after this.
+const LIFETIME: Duration = Duration::from_secs(45);
+
+/// More entries than this, and stale ones are swept; after that new ones are not kept.
+const MOST_ENTRIES: usize = 200_000;
+
+/// Client data by id, each entry for 45 s.
+pub(crate) struct ClientCache {
+    store: Arc<dyn Store>,
+    entries: Mutex<HashMap<ClientId, Arc<CachedClient>>>,
+}
+
+/// A client as it was a short while ago.
+#[derive(Debug)]
+pub(crate) struct CachedClient {
+    /// Key, labels and blacklist flag.
+    pub(crate) data: ClientData,
+    /// The version of the broadcasts this client has been served for, 0 for none.
+    pub(crate) broadcasts_served: AtomicU64,
+    loaded: Instant,
+}
+
+impl ClientCache {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
+            entries: Mutex::default(),
+        }
+    }
+
+    /// Returns the client, from the store if need be; `None` if it is unknown.
+    pub(crate) async fn load(&self, client: ClientId) -> Result<Option<Arc<CachedClient>>, Error> {
+        let cached = self.with(|entries| entries.get(&client).cloned());
+        if let Some(cached) = cached.filter(|cached| cached.loaded.elapsed() < LIFETIME) {
+            return Ok(Some(cached));
+        }
+        let data = match self.store.get_client_data(client).await {
+            Ok(data) => data,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let loaded = Arc::new(CachedClient {
+            data,
+            broadcasts_served: AtomicU64::new(0),
+            loaded: Instant::now(),
+        });
+        self.with(|entries| {
+            if entries.len() >= MOST_ENTRIES {
+                entries.retain(|_, entry| entry.loaded.elapsed() < LIFETIME);
+            }
+            if entries.len() < MOST_ENTRIES {
+                entries.insert(client, Arc::clone(&loaded));
+            }
+        });
+        Ok(Some(loaded))
+    }
+
+    /// Forgets a client whose data has changed.
+    pub(crate) fn forget(&self, client: ClientId) {
+        self.with(|entries| entries.remove(&client));
+    }
+
+    fn with<T>(
+        &self,
+        use_entries: impl FnOnce(&mut HashMap<ClientId, Arc<CachedClient>>) -> T,
+    ) -> T {
+        use_entries(&mut self.entries.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl CachedClient {
+    /// Returns whether the client has been served for this version of the broadcasts.
+    pub(crate) fn is_served(&self, version: u64) -> bool {
+        self.broadcasts_served.load(Ordering::Relaxed) >= version
+    }
+
+    /// Notes that the client has been served for this version of the broadcasts.
+    pub(crate) fn set_served(&self, version: u64) {
+        self.broadcasts_served.fetch_max(version, Ordering::Relaxed);
+    }
+
+    /// Returns whether the client has this label.
+    pub(crate) fn has_label(&self, service: &str, label: &str) -> bool {
+        self.data
+            .labels
+            .iter()
+            .any(|has| has.service_name == service && has.label == label)
+    }
+}

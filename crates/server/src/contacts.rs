@@ -1,0 +1,491 @@
+//! What happens in a contact of an agent, whatever carries it: checks,
+//! enrolment, its messages, and messages for it (protocol specification section 3).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fleethold_proto::fleetspeak::{
+    Address, ContactData as WireContact, Label, Message, MessageResult, WrappedContactData,
+};
+use fleethold_store::clock::timestamp;
+use fleethold_store::limits::check_name;
+use fleethold_store::{
+    ClientData, ClientId, Clock, ContactData, ContactId, ErrorKind, MessageId, Random,
+    ServiceLimits, Store,
+};
+use prost::Message as _;
+
+use crate::broadcasts::Broadcasts;
+use crate::cache::{CachedClient, ClientCache};
+use crate::services::system::{CLIENT, DIE, NAME as SYSTEM, REKEY_REQUEST};
+use crate::services::{Services, Try};
+
+/// The most messages in one contact or record, in either direction.
+pub(crate) const MOST_MESSAGES: usize = 100;
+
+/// The most services of one agent; tokens of further ones are ignored.
+const MOST_SERVICES: usize = 1_000;
+
+/// How long a stream's record is kept when the store has a passing trouble: a
+/// failed record makes the agent reconnect, a failed contact makes it wait minutes.
+const STORE_RETRIES: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1_500),
+    Duration::from_secs(3),
+];
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// The id that follows from the key.
+    pub(crate) client: ClientId,
+    /// The public key, DER SubjectPublicKeyInfo.
+    pub(crate) key: Bytes,
+    /// The observed address.
+    pub(crate) addr: SocketAddr,
+}
+
+/// Why a contact ends without success.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContactError {
+    #[error("not authorized")]
+    NotAuthorized,
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// How a contact is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContactKind {
+    Poll,
+    Stream,
+}
+
+/// What a contact needs of the server.
+pub(crate) struct Contacts {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) cache: Arc<ClientCache>,
+    pub(crate) services: Arc<Services>,
+    pub(crate) broadcasts: Arc<Broadcasts>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<Random>,
+    /// Agents without this label are refused.
+    pub(crate) required_label: Option<String>,
+    /// What other servers are told about where this server's streams end.
+    pub(crate) streaming_to: String,
+}
+
+/// A poll or a stream whose first exchange has succeeded.
+pub(crate) struct Contact {
+    contacts: Arc<Contacts>,
+    client: ClientId,
+    id: ContactId,
+    nonce: u64,
+    /// `None` until the agent has sent tokens: no limits.
+    tokens: Mutex<Option<ServiceLimits>>,
+    rekey_requested: AtomicBool,
+}
+
+/// Messages for an agent.
+#[derive(Debug, Default)]
+pub(crate) struct Delivery {
+    pub(crate) messages: Vec<Message>,
+    /// There may be more: take again at once.
+    pub(crate) more: bool,
+    /// The agent was told to make itself a new key: it should reconnect soon.
+    pub(crate) wind_down: bool,
+}
+
+/// What a record of a stream brought.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    /// A service accepts messages again: take messages now.
+    pub(crate) deliver: bool,
+}
+
+impl Contacts {
+    /// Returns whether an agent with these labels may download files.
+    pub(crate) fn file_allowed(&self, labels: &[String]) -> bool {
+        self.required_label
+            .as_ref()
+            .is_none_or(|required| labels.contains(required))
+    }
+
+    /// Carries out a poll, or record 0 of a stream: checks the agent, enrols a
+    /// new one, processes its messages, and stores all of it at once.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        peer: Peer,
+        record: WrappedContactData,
+        kind: ContactKind,
+    ) -> Result<Contact, ContactError> {
+        let wire = self.open(&record)?;
+        let client = peer.client;
+        match self.known(&peer).await? {
+            Some(known) => check_key(&known, &peer)?,
+            None => self.enrol(&peer, &record.client_labels).await?,
+        }
+        let nonce = self.random.next_u64().max(1);
+        let contact = ContactData {
+            client_id: client,
+            nonce_sent: nonce,
+            nonce_received: wire.sequencing_nonce,
+            addr: peer.addr.to_string(),
+            client_clock: wire.client_clock,
+            streaming_to: (kind == ContactKind::Stream).then(|| self.streaming_to.clone()),
+            labels: Vec::new(),
+        };
+        let messages = self.process(client, wire.messages).await;
+        let id = match self.store.store_contact(&contact, &messages).await {
+            Ok(id) => id,
+            Err(error) => {
+                if error.is_not_found() {
+                    self.cache.forget(client);
+                }
+                return Err(failed(&error));
+            }
+        };
+        let tokens = (!wire.allowed_messages.is_empty()).then(|| {
+            wire.allowed_messages
+                .into_iter()
+                .take(MOST_SERVICES)
+                .collect()
+        });
+        Ok(Contact {
+            contacts: Arc::clone(self),
+            client,
+            id,
+            nonce,
+            tokens: Mutex::new(tokens),
+            rekey_requested: AtomicBool::new(false),
+        })
+    }
+
+    /// Checks a record and takes the contact data out of it.
+    fn open(&self, record: &WrappedContactData) -> Result<WireContact, ContactError> {
+        if let Some(required) = &self.required_label
+            && !record.client_labels.contains(required)
+        {
+            return Err(ContactError::NotAuthorized);
+        }
+        // Nobody uses extra signatures, but what is there must be readable.
+        for certificate in record
+            .signatures
+            .iter()
+            .flat_map(|signature| &signature.certificate)
+        {
+            x509_parser::parse_x509_certificate(certificate).map_err(|error| {
+                ContactError::Failed(format!("a signature's certificate is unreadable: {error}"))
+            })?;
+        }
+        let wire = WireContact::decode(record.contact_data.clone()).map_err(|error| {
+            ContactError::Failed(format!("contact data is unreadable: {error}"))
+        })?;
+        if wire.messages.len() > MOST_MESSAGES {
+            return Err(ContactError::Failed(format!(
+                "{} messages in one contact, more than {MOST_MESSAGES}",
+                wire.messages.len()
+            )));
+        }
+        Ok(wire)
+    }
+
+    async fn known(&self, peer: &Peer) -> Result<Option<Arc<CachedClient>>, ContactError> {
+        self.cache
+            .load(peer.client)
+            .await
+            .map_err(|error| failed(&error))
+    }
+
+    async fn enrol(&self, peer: &Peer, labels: &[String]) -> Result<(), ContactError> {
+        let data = ClientData {
+            key: peer.key.clone(),
+            labels: labels
+                .iter()
+                .filter(|label| check_name("enrol", "label", label).is_ok())
+                .take(MOST_MESSAGES)
+                .map(|label| Label {
+                    service_name: CLIENT.to_owned(),
+                    label: label.clone(),
+                })
+                .collect(),
+            blacklisted: false,
+        };
+        match self.store.add_client(peer.client, &data).await {
+            Ok(()) => {
+                tracing::info!(client = %peer.client, addr = %peer.addr, "enrolled a client");
+                Ok(())
+            }
+            // A second first contact of the same agent was faster.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                match self.known(peer).await? {
+                    Some(known) => check_key(&known, peer),
+                    None => Err(failed(&error)),
+                }
+            }
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    /// Drops what an agent must not send and gives the rest to the services.
+    async fn process(&self, client: ClientId, messages: Vec<Message>) -> Vec<Message> {
+        let now = timestamp(self.clock.now());
+        let mut accepted: BTreeMap<Bytes, Message> = BTreeMap::new();
+        for mut message in messages {
+            if let Err(reason) = stamp(client, &mut message) {
+                tracing::debug!(%client, reason, "dropped a message of an agent");
+                continue;
+            }
+            message.creation_time = Some(now);
+            // A message sent twice in one contact is processed once.
+            accepted
+                .entry(message.message_id.clone())
+                .or_insert(message);
+        }
+        self.services
+            .process(accepted.into_values().collect(), Try::First)
+            .await
+    }
+}
+
+impl Contact {
+    pub(crate) fn client(&self) -> ClientId {
+        self.client
+    }
+
+    /// The nonce to send to the agent.
+    pub(crate) fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    /// Claims messages for the agent: at most 100, and its broadcasts.
+    pub(crate) async fn take_messages(&self) -> Result<Delivery, ContactError> {
+        let contacts = &*self.contacts;
+        let known = contacts
+            .cache
+            .load(self.client)
+            .await
+            .map_err(|error| failed(&error))?;
+        let Some(known) = known else {
+            return Err(ContactError::Failed("the client is gone".into()));
+        };
+        if known.data.blacklisted {
+            return self.request_rekey().await;
+        }
+        let tokens = self.tokens().clone();
+        let most = u64::try_from(MOST_MESSAGES).expect("fits");
+        let mut messages = contacts
+            .store
+            .client_messages_for_processing(self.client, most, tokens.as_ref())
+            .await
+            .map_err(|error| failed(&error))?;
+        self.use_tokens(&messages);
+        let more = messages.len() == MOST_MESSAGES;
+        messages.extend(contacts.broadcasts.messages_for(self.client, &known).await);
+        self.record_hand_out(&messages).await;
+        Ok(Delivery {
+            messages,
+            more,
+            wind_down: false,
+        })
+    }
+
+    /// Accepts a later record of a stream; its messages are stored on return.
+    pub(crate) async fn accept_record(
+        &self,
+        record: WrappedContactData,
+    ) -> Result<Accepted, ContactError> {
+        let contacts = &*self.contacts;
+        let wire = contacts.open(&record)?;
+        let deliver = self.add_tokens(wire.allowed_messages);
+        if wire.messages.is_empty() {
+            return Ok(Accepted { deliver });
+        }
+        let messages = contacts.process(self.client, wire.messages).await;
+        let mut retries = STORE_RETRIES.iter();
+        loop {
+            match contacts
+                .store
+                .store_messages(&messages, Some(&self.id))
+                .await
+            {
+                Ok(()) => return Ok(Accepted { deliver }),
+                Err(error) => match retries.next() {
+                    Some(wait) if error.is_retryable() => tokio::time::sleep(*wait).await,
+                    _ => return Err(failed(&error)),
+                },
+            }
+        }
+    }
+
+    /// Hands out the one message a blacklisted client gets, once a contact.
+    ///
+    /// Its id follows from the client's, so that however often the client
+    /// comes, the store keeps one such message.
+    async fn request_rekey(&self) -> Result<Delivery, ContactError> {
+        if self.rekey_requested.swap(true, Ordering::Relaxed) {
+            return Ok(Delivery::default());
+        }
+        let contacts = &*self.contacts;
+        let id = MessageId::for_source(Some(self.client), SYSTEM, REKEY_REQUEST.as_bytes());
+        let message = Message {
+            message_id: id.to_bytes(),
+            source: Some(Address {
+                service_name: SYSTEM.to_owned(),
+                ..Address::default()
+            }),
+            destination: Some(Address {
+                client_id: self.client.to_bytes(),
+                service_name: SYSTEM.to_owned(),
+            }),
+            message_type: REKEY_REQUEST.to_owned(),
+            creation_time: Some(timestamp(contacts.clock.now())),
+            ..Message::default()
+        };
+        let messages = vec![message];
+        contacts
+            .store
+            .store_messages(&messages, Some(&self.id))
+            .await
+            .map_err(|error| failed(&error))?;
+        Ok(Delivery {
+            messages,
+            more: false,
+            wind_down: true,
+        })
+    }
+
+    /// Notes which messages went out in this contact. They are claimed already:
+    /// a failure here must not keep them from the agent.
+    async fn record_hand_out(&self, messages: &[Message]) {
+        let contacts = &*self.contacts;
+        let ids = |wanted: fn(&Message) -> bool| -> Vec<MessageId> {
+            messages
+                .iter()
+                .filter(|message| wanted(message))
+                .filter_map(|message| MessageId::try_from(&message.message_id[..]).ok())
+                .collect()
+        };
+        let sent = ids(|_| true);
+        if sent.is_empty() {
+            return;
+        }
+        if let Err(error) = contacts
+            .store
+            .link_messages_to_contact(&self.id, &sent)
+            .await
+        {
+            tracing::warn!(client = %self.client, error = %crate::chain(&error), "cannot link messages to their contact");
+        }
+        let dying = ids(is_die);
+        if dying.is_empty() {
+            return;
+        }
+        // The agent ends without acknowledging.
+        let success = MessageResult {
+            processed_time: Some(timestamp(contacts.clock.now())),
+            ..MessageResult::default()
+        };
+        let results: Vec<_> = dying.into_iter().map(|id| (id, success.clone())).collect();
+        if let Err(error) = contacts.store.set_message_results(&results).await {
+            tracing::warn!(client = %self.client, error = %crate::chain(&error), "cannot finish a message that ends its agent");
+        }
+    }
+
+    fn tokens(&self) -> std::sync::MutexGuard<'_, Option<ServiceLimits>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn use_tokens(&self, messages: &[Message]) {
+        let mut tokens = self.tokens();
+        let Some(tokens) = tokens.as_mut() else {
+            return;
+        };
+        for message in messages.iter().filter(|message| !is_die(message)) {
+            let service = message
+                .destination
+                .as_ref()
+                .map_or("", |to| to.service_name.as_str());
+            if let Some(left) = tokens.get_mut(service) {
+                *left = left.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Adds tokens; returns whether a service accepts messages that did not before.
+    fn add_tokens(&self, added: BTreeMap<String, u64>) -> bool {
+        if added.is_empty() {
+            return false;
+        }
+        let mut tokens = self.tokens();
+        let tokens = tokens.get_or_insert_default();
+        let mut opened = false;
+        for (service, count) in added {
+            if tokens.len() >= MOST_SERVICES && !tokens.contains_key(&service) {
+                continue;
+            }
+            let left = tokens.entry(service).or_default();
+            opened |= *left == 0 && count > 0;
+            *left = left.saturating_add(count);
+        }
+        opened
+    }
+}
+
+fn check_key(known: &CachedClient, peer: &Peer) -> Result<(), ContactError> {
+    // A client added by an operator has no key yet.
+    if known.data.key.is_empty() || known.data.key == peer.key {
+        return Ok(());
+    }
+    tracing::warn!(client = %peer.client, addr = %peer.addr, "refused an agent whose key is not the client's");
+    Err(ContactError::NotAuthorized)
+}
+
+/// Checks a message of an agent and sets what only the server may set.
+fn stamp(client: ClientId, message: &mut Message) -> Result<(), &'static str> {
+    let destination = message.destination.as_ref().ok_or("no destination")?;
+    if !destination.client_id.is_empty() {
+        return Err("addressed to a client");
+    }
+    if destination.service_name.is_empty() {
+        return Err("no destination service");
+    }
+    let source = message.source.as_mut().ok_or("no source")?;
+    if source.service_name.is_empty() {
+        return Err("no source service");
+    }
+    if message.source_message_id.is_empty() {
+        return Err("no source message id");
+    }
+    source.client_id = client.to_bytes();
+    let id = MessageId::for_source(
+        Some(client),
+        &source.service_name,
+        &message.source_message_id,
+    );
+    message.message_id = id.to_bytes();
+    message.validation_info = None;
+    message.result = None;
+    message.is_blocklisted_source = false;
+    Ok(())
+}
+
+fn is_die(message: &Message) -> bool {
+    message.message_type == DIE
+        && message
+            .destination
+            .as_ref()
+            .is_some_and(|destination| destination.service_name == SYSTEM)
+}
+
+fn failed(error: &fleethold_store::Error) -> ContactError {
+    ContactError::Failed(crate::chain(error))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,308 @@
+//! The services on the server, and how messages get to them.
+
+pub(crate) mod grpc;
+pub(crate) mod noop;
+pub(crate) mod system;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fleethold_proto::fleetspeak::server::ServiceConfig;
+use fleethold_proto::fleetspeak::{Message, MessageResult};
+use fleethold_proto::unpack;
+use fleethold_store::clock::timestamp;
+use fleethold_store::{ClientId, Clock, MessageId, MessageProcessor, Store};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use crate::cache::ClientCache;
+
+/// How many messages a service processes at a time unless its configuration says otherwise.
+const DEFAULT_PARALLELISM: u32 = 100;
+
+/// How long an agent's contact waits for services; what takes longer is retried
+/// from the store.
+const FIRST_TRY: Duration = Duration::from_secs(5);
+
+/// How long a retry from the store may take.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// How many messages inserted through the admin API are processed at a time;
+/// more of them wait in the store for their retry.
+const MOST_IN_BACKGROUND: usize = 1_000;
+
+/// The longest failure reason in bytes; a longer one ends with `...`.
+const MAX_REASON_BYTES: usize = 900;
+
+/// A service on the server.
+#[async_trait]
+pub(crate) trait Service: Send + Sync {
+    /// Processes one message before `deadline`.
+    async fn process(&self, message: &Message, deadline: Instant) -> Result<(), ServiceError>;
+}
+
+/// Why a service did not process a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ServiceError {
+    /// The message stays pending and is retried.
+    Temporary(String),
+    /// The message has failed for good.
+    Permanent(String),
+}
+
+/// Which try this is: it decides how long the services may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Try {
+    /// The message has just arrived, and its sender waits.
+    First,
+    /// The message comes from the store.
+    Again,
+}
+
+/// A service that cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("service `{service}`: {problem}")]
+pub struct ServiceConfigError {
+    pub(crate) service: String,
+    pub(crate) problem: String,
+}
+
+/// All services of this server.
+pub(crate) struct Services {
+    by_name: HashMap<String, Installed>,
+    store: Arc<dyn Store>,
+    cache: Arc<ClientCache>,
+    clock: Arc<dyn Clock>,
+    background: TaskTracker,
+    background_places: Arc<Semaphore>,
+}
+
+struct Installed {
+    service: Arc<dyn Service>,
+    places: Arc<Semaphore>,
+}
+
+impl Services {
+    /// Sets up the configured services and the `system` service.
+    pub(crate) fn new(
+        configs: &[ServiceConfig],
+        system: system::SystemService,
+        store: Arc<dyn Store>,
+        cache: Arc<ClientCache>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ServiceConfigError> {
+        let mut by_name = HashMap::new();
+        for config in configs {
+            by_name.insert(
+                config.name.clone(),
+                Installed::new(make(config)?, config.max_parallelism),
+            );
+        }
+        by_name.insert(system::NAME.to_owned(), Installed::new(Arc::new(system), 0));
+        Ok(Self {
+            by_name,
+            store,
+            cache,
+            clock,
+            background: TaskTracker::new(),
+            background_places: Arc::new(Semaphore::new(MOST_IN_BACKGROUND)),
+        })
+    }
+
+    /// Gives each message to its service, all at the same time, and fills in
+    /// the results; a message that is to be retried keeps its payload and has none.
+    pub(crate) async fn process(&self, messages: Vec<Message>, which: Try) -> Vec<Message> {
+        let budget = match which {
+            Try::First => FIRST_TRY,
+            Try::Again => RETRY,
+        };
+        let deadline = Instant::now() + budget;
+        let calls = messages
+            .into_iter()
+            .map(|message| self.process_one(message, deadline));
+        futures::future::join_all(calls).await
+    }
+
+    /// Processes a stored server message in the background and stores its
+    /// result; when too much is under way it waits for its retry instead.
+    pub(crate) fn process_stored(self: &Arc<Self>, message: Message) {
+        let Ok(place) = Arc::clone(&self.background_places).try_acquire_owned() else {
+            return;
+        };
+        let services = Arc::clone(self);
+        self.background.spawn(async move {
+            services.process_and_store(vec![message]).await;
+            drop(place);
+        });
+    }
+
+    /// Waits for messages in the background, at most until `limit` has passed.
+    pub(crate) async fn finish(&self, limit: Duration) {
+        self.background.close();
+        if tokio::time::timeout(limit, self.background.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("left messages in the background to their retry");
+        }
+    }
+
+    async fn process_and_store(&self, messages: Vec<Message>) {
+        let mut messages = self.process(messages, Try::Again).await;
+        messages.retain(|message| message.result.is_some());
+        if let Err(error) = self.store.store_messages(&messages, None).await {
+            tracing::warn!(error = %crate::chain(&error), "cannot store results; the messages will be retried");
+        }
+    }
+
+    async fn process_one(&self, mut message: Message, deadline: Instant) -> Message {
+        message.is_blocklisted_source = self.is_blacklisted(&message).await;
+        let message = Arc::new(message);
+        let name = message
+            .destination
+            .as_ref()
+            .map_or("", |destination| &destination.service_name);
+        let outcome = match self.by_name.get(name) {
+            Some(installed) => installed.process(&message, deadline).await,
+            None => Err(ServiceError::Permanent(format!(
+                "no service `{}` on this server",
+                fleethold_store::limits::cut_chars(name, 128)
+            ))),
+        };
+        // The call has ended, so this is the only reference, unless it panicked just now.
+        let mut message = Arc::unwrap_or_clone(message);
+        let failed_reason = match outcome {
+            Ok(()) => None,
+            Err(ServiceError::Permanent(reason)) => Some(shorten(&reason)),
+            Err(ServiceError::Temporary(reason)) => {
+                tracing::debug!(message = %id(&message), reason, "message will be retried");
+                return message;
+            }
+        };
+        message.data = None;
+        message.result = Some(MessageResult {
+            processed_time: Some(timestamp(self.clock.now())),
+            failed: failed_reason.is_some(),
+            failed_reason: failed_reason.unwrap_or_default(),
+        });
+        message
+    }
+
+    async fn is_blacklisted(&self, message: &Message) -> bool {
+        let source = message
+            .source
+            .as_ref()
+            .map_or(&[][..], |source| &source.client_id);
+        let Ok(Some(client)) = ClientId::from_optional_bytes(source) else {
+            return false;
+        };
+        match self.cache.load(client).await {
+            Ok(client) => client.is_some_and(|client| client.data.blacklisted),
+            Err(error) => {
+                tracing::debug!(%client, %error, "cannot look the source of a message up");
+                false
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl MessageProcessor for Services {
+    async fn process(&self, messages: Vec<Message>) {
+        self.process_and_store(messages).await;
+    }
+}
+
+impl Installed {
+    fn new(service: Arc<dyn Service>, max_parallelism: u32) -> Self {
+        let places = match max_parallelism {
+            0 => DEFAULT_PARALLELISM,
+            places => places,
+        };
+        Self {
+            service,
+            places: Arc::new(Semaphore::new(
+                usize::try_from(places).unwrap_or(usize::MAX >> 4),
+            )),
+        }
+    }
+
+    async fn process(&self, message: &Arc<Message>, deadline: Instant) -> Result<(), ServiceError> {
+        let late = |_| ServiceError::Temporary("the service did not answer in time".into());
+        let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned())
+            .await
+            .map_err(|_| ServiceError::Temporary("the service is busy".into()))?
+            .expect("the semaphore is never closed");
+        // A task of its own, so that a panic is an error of this message only.
+        let service = Arc::clone(&self.service);
+        let shared = Arc::clone(message);
+        let call = tokio::spawn(async move {
+            let result = timeout_at(deadline, service.process(&shared, deadline)).await;
+            drop(place);
+            result
+        });
+        match call.await {
+            Ok(result) => result.map_err(late)?,
+            Err(panic) => {
+                tracing::error!(error = %panic, "a service panicked");
+                Err(ServiceError::Temporary("the service panicked".into()))
+            }
+        }
+    }
+}
+
+fn make(config: &ServiceConfig) -> Result<Arc<dyn Service>, ServiceConfigError> {
+    let problem = |problem: String| ServiceConfigError {
+        service: config.name.clone(),
+        problem,
+    };
+    match config.factory.as_str() {
+        "NOOP" => Ok(Arc::new(noop::NoopService)),
+        "GRPC" => {
+            let any = config.config.as_ref().ok_or_else(|| {
+                problem(
+                    "factory GRPC needs a `config` of type fleetspeak.grpcservice.Config".into(),
+                )
+            })?;
+            let grpc = unpack(any).map_err(|error| problem(error.to_string()))?;
+            Ok(Arc::new(grpc::GrpcService::from_config(
+                &config.name,
+                &grpc,
+            )?))
+        }
+        "CPS" => Err(problem(
+            "factory CPS (Google Pub/Sub) is not supported; use GRPC".into(),
+        )),
+        other => Err(problem(format!(
+            "unknown factory `{other}`; use GRPC or NOOP"
+        ))),
+    }
+}
+
+fn shorten(reason: &str) -> String {
+    if reason.len() <= MAX_REASON_BYTES {
+        return reason.to_owned();
+    }
+    let start = fleethold_store::limits::cut_bytes(reason, MAX_REASON_BYTES - 3);
+    format!("{start}...")
+}
+
+/// Returns the message's id for a log line.
+pub(crate) fn id(message: &Message) -> String {
+    MessageId::try_from(&message.message_id[..])
+        .map_or_else(|error| error.to_string(), |id| id.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_failure_reason_ends_with_dots_after_897_bytes() {
+        assert_eq!(shorten(&"x".repeat(900)), "x".repeat(900));
+        assert_eq!(shorten(&"x".repeat(901)), format!("{}...", "x".repeat(897)));
+    }
+}
