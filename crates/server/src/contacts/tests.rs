@@ -115,7 +115,11 @@ impl Bed {
 
     async fn stored(&self, client: ClientId, source_id: &[u8]) -> Message {
         let id = MessageId::for_source(Some(client), "agent", source_id);
-        self.store.get_messages(&[id], true).await.unwrap().remove(0)
+        self.store
+            .get_messages(&[id], true)
+            .await
+            .unwrap()
+            .remove(0)
     }
 
     async fn broadcast(&self, number: u8, limit: u64, label: Option<&str>) {
@@ -126,7 +130,11 @@ impl Bed {
             required_labels: label.map(client_label).into_iter().collect(),
             ..Broadcast::default()
         };
-        self.contacts.store.create_broadcast(&broadcast, limit).await.unwrap();
+        self.contacts
+            .store
+            .create_broadcast(&broadcast, limit)
+            .await
+            .unwrap();
         self.contacts.broadcasts.refresh().await.unwrap();
     }
 }
@@ -171,7 +179,10 @@ fn record_with(contact: WireContact) -> WrappedContactData {
 
 fn tokens(list: &[(&str, u64)]) -> WrappedContactData {
     record_with(WireContact {
-        allowed_messages: list.iter().map(|(name, count)| ((*name).into(), *count)).collect(),
+        allowed_messages: list
+            .iter()
+            .map(|(name, count)| ((*name).into(), *count))
+            .collect(),
         ..WireContact::default()
     })
 }
@@ -212,12 +223,18 @@ async fn p_040_to_042_only_the_server_says_who_sent_what_and_when() {
     forged.destination = Some(address(None, "sink"));
     forged.message_id = Bytes::from(vec![7; 32]);
     forged.source = Some(address(Some(ClientId::new([9; 8])), "agent"));
-    forged.creation_time = Some(Timestamp { seconds: 5, nanos: 0 });
+    forged.creation_time = Some(Timestamp {
+        seconds: 5,
+        nanos: 0,
+    });
     forged.validation_info = Some(ValidationInfo {
         tags: BTreeMap::from([("a".into(), "b".into())]),
     });
     forged.result = Some(MessageResult {
-        processed_time: Some(Timestamp { seconds: 6, nanos: 0 }),
+        processed_time: Some(Timestamp {
+            seconds: 6,
+            nanos: 0,
+        }),
         failed: true,
         failed_reason: "forged".into(),
     });
@@ -226,7 +243,10 @@ async fn p_040_to_042_only_the_server_says_who_sent_what_and_when() {
 
     let stored = bed.stored(contact.client(), b"1").await;
     let now = timestamp(bed.clock.now());
-    assert_eq!(stored.source, Some(address(Some(contact.client()), "agent")));
+    assert_eq!(
+        stored.source,
+        Some(address(Some(contact.client()), "agent"))
+    );
     assert_eq!(stored.creation_time, Some(now));
     assert_eq!(stored.validation_info, None);
     let result = stored.result.expect("the service took it");
@@ -239,18 +259,44 @@ async fn p_043_messages_without_sender_or_receiver_are_dropped_and_the_rest_kept
     let bed = bed();
     let good = message(b"good", "sink");
     let bad = [
-        Message { destination: None, ..message(b"a", "sink") },
-        Message { destination: Some(address(Some(ClientId::new([1; 8])), "sink")), ..message(b"b", "sink") },
-        Message { destination: Some(address(None, "")), ..message(b"c", "sink") },
-        Message { source: None, ..message(b"d", "sink") },
-        Message { source: Some(address(None, "")), ..message(b"e", "sink") },
-        Message { source_message_id: Bytes::new(), ..message(b"f", "sink") },
+        Message {
+            destination: None,
+            ..message(b"a", "sink")
+        },
+        Message {
+            destination: Some(address(Some(ClientId::new([1; 8])), "sink")),
+            ..message(b"b", "sink")
+        },
+        Message {
+            destination: Some(address(None, "")),
+            ..message(b"c", "sink")
+        },
+        Message {
+            source: None,
+            ..message(b"d", "sink")
+        },
+        Message {
+            source: Some(address(None, "")),
+            ..message(b"e", "sink")
+        },
+        Message {
+            source_message_id: Bytes::new(),
+            ..message(b"f", "sink")
+        },
     ];
-    let contact = bed.contact(1, bad.into_iter().chain([good]).collect()).await;
+    let contact = bed
+        .contact(1, bad.into_iter().chain([good]).collect())
+        .await;
     bed.stored(contact.client(), b"good").await;
     for dropped in [b"a", b"b", b"c", b"d", b"e"] {
         let id = MessageId::for_source(Some(contact.client()), "agent", dropped);
-        assert!(bed.store.get_messages(&[id], false).await.unwrap_err().is_not_found());
+        assert!(
+            bed.store
+                .get_messages(&[id], false)
+                .await
+                .unwrap_err()
+                .is_not_found()
+        );
     }
 }
 
@@ -259,23 +305,40 @@ async fn p_045_message_for_an_unknown_service_has_failed() {
     let bed = bed();
     let contact = bed.contact(1, vec![message(b"1", "nobody")]).await;
     let result = bed.stored(contact.client(), b"1").await.result.unwrap();
-    assert!(result.failed && result.failed_reason.contains("nobody"), "{result:?}");
+    assert!(
+        result.failed && result.failed_reason.contains("nobody"),
+        "{result:?}"
+    );
 }
 
 #[tokio::test]
 async fn p_024_and_025_too_many_messages_or_garbage_store_nothing() {
     let bed = bed();
-    let many = |count: u8| record((0..count).map(|number| message(&[number], "sink")).collect());
+    let many = |count: u8| {
+        record(
+            (0..count)
+                .map(|number| message(&[number], "sink"))
+                .collect(),
+        )
+    };
     let garbage = WrappedContactData {
         contact_data: Bytes::from_static(b"\xff\xff"),
         ..WrappedContactData::default()
     };
     for bad in [many(101), garbage] {
-        let error = bed.begin(peer(1), bad, ContactKind::Poll).await.err().expect("refused");
+        let error = bed
+            .begin(peer(1), bad, ContactKind::Poll)
+            .await
+            .err()
+            .expect("refused");
         assert!(matches!(error, ContactError::Failed(_)), "{error}");
         assert!(bed.store.list_clients(&[]).await.unwrap().is_empty());
     }
-    assert!(bed.begin(peer(1), many(100), ContactKind::Poll).await.is_ok());
+    assert!(
+        bed.begin(peer(1), many(100), ContactKind::Poll)
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -284,15 +347,30 @@ async fn p_011_known_id_with_another_key_is_refused_and_stores_nothing() {
     bed.contact(1, Vec::new()).await;
     let mut forger = peer(2);
     forger.client = peer(1).client;
-    let refused = bed.begin(forger, record(vec![message(b"1", "sink")]), ContactKind::Poll).await;
+    let refused = bed
+        .begin(
+            forger,
+            record(vec![message(b"1", "sink")]),
+            ContactKind::Poll,
+        )
+        .await;
     assert!(matches!(refused.err(), Some(ContactError::NotAuthorized)));
-    assert_eq!(bed.store.list_client_contacts(peer(1).client).await.unwrap().len(), 1);
+    assert_eq!(
+        bed.store
+            .list_client_contacts(peer(1).client)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn p_032_agent_without_the_required_label_leaves_no_trace() {
     let bed = bed_with(Some("mine"));
-    let refused = bed.begin(peer(1), record(Vec::new()), ContactKind::Poll).await;
+    let refused = bed
+        .begin(peer(1), record(Vec::new()), ContactKind::Poll)
+        .await;
     assert!(matches!(refused.err(), Some(ContactError::NotAuthorized)));
     assert!(bed.store.list_clients(&[]).await.unwrap().is_empty());
     assert!(bed.contacts.file_allowed(&["mine".into()]) && !bed.contacts.file_allowed(&[]));
@@ -304,7 +382,10 @@ async fn p_033_labels_of_the_first_contact_stay() {
     bed.contact(1, Vec::new()).await;
     let mut second = record(Vec::new());
     second.client_labels = vec!["darwin".into()];
-    bed.begin(peer(1), second, ContactKind::Poll).await.ok().unwrap();
+    bed.begin(peer(1), second, ContactKind::Poll)
+        .await
+        .ok()
+        .unwrap();
     let data = bed.store.get_client_data(peer(1).client).await.unwrap();
     assert_eq!(data.labels, [client_label("linux")]);
 }
@@ -313,7 +394,10 @@ async fn p_033_labels_of_the_first_contact_stay() {
 async fn p_034_and_082_stream_is_recorded_and_a_poll_clears_it() {
     let bed = bed();
     let client = || async { bed.store.list_clients(&[]).await.unwrap().remove(0) };
-    bed.begin(peer(1), record(Vec::new()), ContactKind::Stream).await.ok().unwrap();
+    bed.begin(peer(1), record(Vec::new()), ContactKind::Stream)
+        .await
+        .ok()
+        .unwrap();
     assert_eq!(client().await.last_contact_streaming_to, "here");
     assert_eq!(client().await.last_contact_address, "127.0.0.1:1234");
     bed.contact(1, Vec::new()).await;
@@ -346,7 +430,11 @@ async fn p_090_to_093_tokens_limit_what_each_service_gets() {
         bed.send(client, "a", number).await;
     }
     bed.send(client, "b", 4).await;
-    let contact = bed.begin(peer(1), tokens(&[("a", 2)]), ContactKind::Stream).await.ok().unwrap();
+    let contact = bed
+        .begin(peer(1), tokens(&[("a", 2)]), ContactKind::Stream)
+        .await
+        .ok()
+        .unwrap();
     assert_eq!(contact.take_messages().await.unwrap().messages.len(), 2);
     assert!(contact.take_messages().await.unwrap().messages.is_empty());
 
@@ -354,17 +442,35 @@ async fn p_090_to_093_tokens_limit_what_each_service_gets() {
     assert!(accepted.deliver, "P-093: tokens from 0 to 1");
     assert_eq!(contact.take_messages().await.unwrap().messages.len(), 1);
 
-    assert!(contact.accept_record(tokens(&[("b", 5)])).await.unwrap().deliver);
+    assert!(
+        contact
+            .accept_record(tokens(&[("b", 5)]))
+            .await
+            .unwrap()
+            .deliver
+    );
     let delivery = contact.take_messages().await.unwrap();
-    assert_eq!(delivery.messages[0].destination, Some(address(Some(client), "b")));
-    assert!(!contact.accept_record(tokens(&[("b", 1)])).await.unwrap().deliver);
+    assert_eq!(
+        delivery.messages[0].destination,
+        Some(address(Some(client), "b"))
+    );
+    assert!(
+        !contact
+            .accept_record(tokens(&[("b", 1)]))
+            .await
+            .unwrap()
+            .deliver
+    );
 }
 
 #[tokio::test]
 async fn p_092_agent_that_never_sent_tokens_has_no_limits() {
     let bed = bed();
     let contact = bed.contact(1, Vec::new()).await;
-    contact.accept_record(record(vec![message(b"1", "sink")])).await.unwrap();
+    contact
+        .accept_record(record(vec![message(b"1", "sink")]))
+        .await
+        .unwrap();
     bed.send(contact.client(), "any", 1).await;
     assert_eq!(contact.take_messages().await.unwrap().messages.len(), 1);
 }
@@ -384,7 +490,11 @@ async fn p_094_die_costs_no_token_and_is_done_when_handed_out() {
         ..Message::default()
     };
     bed.store.store_messages(&[die], None).await.unwrap();
-    let contact = bed.begin(peer(1), tokens(&[(SYSTEM, 1)]), ContactKind::Stream).await.ok().unwrap();
+    let contact = bed
+        .begin(peer(1), tokens(&[(SYSTEM, 1)]), ContactKind::Stream)
+        .await
+        .ok()
+        .unwrap();
     assert_eq!(contact.take_messages().await.unwrap().messages.len(), 1);
     let result = bed.store.get_message_result(id).await.unwrap().unwrap();
     assert!(!result.failed);
@@ -402,10 +512,20 @@ async fn p_100_unacknowledged_message_comes_again_after_15_minutes() {
         taken.push(contact.take_messages().await.unwrap().messages.len());
     }
     assert_eq!(taken, [1, 0, 1]);
-    contact.accept_record(record(vec![ack(&[id])])).await.unwrap();
+    contact
+        .accept_record(record(vec![ack(&[id])]))
+        .await
+        .unwrap();
     bed.clock.set(NOW + 5000);
     assert!(contact.take_messages().await.unwrap().messages.is_empty());
-    assert!(!bed.store.get_message_result(id).await.unwrap().unwrap().failed);
+    assert!(
+        !bed.store
+            .get_message_result(id)
+            .await
+            .unwrap()
+            .unwrap()
+            .failed
+    );
 }
 
 #[tokio::test]
@@ -416,9 +536,23 @@ async fn p_101_acknowledgement_skips_unknown_and_foreign_messages() {
     let for_me = bed.send(mine.client(), "a", 1).await;
     let for_other = bed.send(other.client(), "a", 2).await;
     let unknown = MessageId::new([3; 32]);
-    mine.accept_record(record(vec![ack(&[unknown, for_other, for_me])])).await.unwrap();
-    assert!(bed.store.get_message_result(for_me).await.unwrap().is_some());
-    assert!(bed.store.get_message_result(for_other).await.unwrap().is_none());
+    mine.accept_record(record(vec![ack(&[unknown, for_other, for_me])]))
+        .await
+        .unwrap();
+    assert!(
+        bed.store
+            .get_message_result(for_me)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    assert!(
+        bed.store
+            .get_message_result(for_other)
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -432,26 +566,54 @@ async fn p_102_error_report_fails_the_senders_own_message_only() {
         error: "no such service".into(),
     };
     let report = to_system(b"e", "MessageError", &report);
-    other.accept_record(record(vec![report.clone()])).await.unwrap();
+    other
+        .accept_record(record(vec![report.clone()]))
+        .await
+        .unwrap();
     assert!(bed.store.get_message_result(id).await.unwrap().is_none());
-    assert!(bed.stored(other.client(), b"e").await.result.unwrap().failed);
+    assert!(
+        bed.stored(other.client(), b"e")
+            .await
+            .result
+            .unwrap()
+            .failed
+    );
     mine.accept_record(record(vec![report])).await.unwrap();
     let result = bed.store.get_message_result(id).await.unwrap().unwrap();
-    assert_eq!((result.failed, result.failed_reason.as_str()), (true, "no such service"));
+    assert_eq!(
+        (result.failed, result.failed_reason.as_str()),
+        (true, "no such service")
+    );
 }
 
 #[tokio::test]
 async fn p_110_client_info_replaces_exactly_the_agents_own_labels() {
     let bed = bed();
     let contact = bed.contact(1, Vec::new()).await;
-    let operator = Label { service_name: "ops".into(), label: "vip".into() };
-    bed.store.add_client_label(contact.client(), &operator).await.unwrap();
+    let operator = Label {
+        service_name: "ops".into(),
+        label: "vip".into(),
+    };
+    bed.store
+        .add_client_label(contact.client(), &operator)
+        .await
+        .unwrap();
     let info = ClientInfoData {
-        labels: vec![client_label("amd64"), client_label("amd64"), Label { service_name: "ops".into(), label: "forged".into() }],
+        labels: vec![
+            client_label("amd64"),
+            client_label("amd64"),
+            Label {
+                service_name: "ops".into(),
+                label: "forged".into(),
+            },
+        ],
         ..ClientInfoData::default()
     };
     let handle = bed.streams.register(contact.client());
-    contact.accept_record(record(vec![to_system(b"i", "ClientInfo", &info)])).await.unwrap();
+    contact
+        .accept_record(record(vec![to_system(b"i", "ClientInfo", &info)]))
+        .await
+        .unwrap();
     handle.woken().await;
     let data = bed.store.get_client_data(contact.client()).await.unwrap();
     assert_eq!(data.labels, [client_label("amd64"), operator]);
@@ -460,28 +622,55 @@ async fn p_110_client_info_replaces_exactly_the_agents_own_labels() {
 #[tokio::test]
 async fn p_111_and_113_usage_is_recorded_and_odd_system_messages_fail_alone() {
     let bed = bed();
-    let time = Some(Timestamp { seconds: 50, nanos: 0 });
+    let time = Some(Timestamp {
+        seconds: 50,
+        nanos: 0,
+    });
     let usage = ResourceUsageData {
         scope: "agent".into(),
         process_start_time: time,
         data_timestamp: time,
         ..ResourceUsageData::default()
     };
-    let without_data = Message { data: None, ..to_system(b"2", "MessageAck", &usage) };
+    let without_data = Message {
+        data: None,
+        ..to_system(b"2", "MessageAck", &usage)
+    };
     let contact = bed
-        .contact(1, vec![
-            to_system(b"1", "ResourceUsage", &usage),
-            without_data,
-            to_system(b"3", "Unheard", &usage),
-            to_system(b"4", "MessageAck", &usage),
-        ])
+        .contact(
+            1,
+            vec![
+                to_system(b"1", "ResourceUsage", &usage),
+                without_data,
+                to_system(b"3", "Unheard", &usage),
+                to_system(b"4", "MessageAck", &usage),
+            ],
+        )
         .await;
     for (id, failed) in [(b"1", false), (b"2", true), (b"3", true), (b"4", true)] {
-        assert_eq!(bed.stored(contact.client(), id).await.result.unwrap().failed, failed, "{id:?}");
+        assert_eq!(
+            bed.stored(contact.client(), id)
+                .await
+                .result
+                .unwrap()
+                .failed,
+            failed,
+            "{id:?}"
+        );
     }
-    let start = Timestamp { seconds: 0, nanos: 0 };
-    let end = Timestamp { seconds: 2_000_000, nanos: 0 };
-    let records = bed.store.fetch_resource_usage_records(contact.client(), &start, &end).await.unwrap();
+    let start = Timestamp {
+        seconds: 0,
+        nanos: 0,
+    };
+    let end = Timestamp {
+        seconds: 2_000_000,
+        nanos: 0,
+    };
+    let records = bed
+        .store
+        .fetch_resource_usage_records(contact.client(), &start, &end)
+        .await
+        .unwrap();
     assert_eq!(records[0].scope, "agent");
 }
 
@@ -501,8 +690,15 @@ async fn p_120_blacklisted_client_gets_one_rekey_request_and_keeps_its_messages(
         assert!(delivery.wind_down);
         assert!(again.take_messages().await.unwrap().messages.is_empty());
     }
-    let pending = bed.store.get_pending_message_count(&[client]).await.unwrap();
-    assert_eq!(pending, 2, "the waiting message and one rekey request, not two");
+    let pending = bed
+        .store
+        .get_pending_message_count(&[client])
+        .await
+        .unwrap();
+    assert_eq!(
+        pending, 2,
+        "the waiting message and one rekey request, not two"
+    );
 }
 
 #[tokio::test]
@@ -511,10 +707,24 @@ async fn p_103_rekey_request_is_acknowledged_under_the_new_id() {
     let old = bed.contact(1, Vec::new()).await;
     bed.store.blacklist_client(old.client()).await.unwrap();
     bed.contacts.cache.forget(old.client());
-    let request = bed.contact(1, Vec::new()).await.take_messages().await.unwrap().messages.remove(0);
+    let request = bed
+        .contact(1, Vec::new())
+        .await
+        .take_messages()
+        .await
+        .unwrap()
+        .messages
+        .remove(0);
     let id = MessageId::try_from(&request.message_id[..]).unwrap();
     bed.contact(2, vec![ack(&[id])]).await;
-    assert!(!bed.store.get_message_result(id).await.unwrap().unwrap().failed);
+    assert!(
+        !bed.store
+            .get_message_result(id)
+            .await
+            .unwrap()
+            .unwrap()
+            .failed
+    );
 }
 
 #[tokio::test]
@@ -526,12 +736,19 @@ async fn p_130_and_134_broadcast_reaches_every_client_once_also_on_an_open_conta
     let delivery = contact.take_messages().await.unwrap();
     let sent = &delivery.messages[0];
     assert_eq!(sent.message_type, "broadcast");
-    assert_eq!(sent.destination, Some(address(Some(contact.client()), "greeter")), "P-133");
+    assert_eq!(
+        sent.destination,
+        Some(address(Some(contact.client()), "greeter")),
+        "P-133"
+    );
     for again in [contact, bed.contact(1, Vec::new()).await] {
         assert!(again.take_messages().await.unwrap().messages.is_empty());
     }
     bed.contacts.broadcasts.close().await;
-    assert_eq!(bed.contacts.store.list_active_broadcasts().await.unwrap()[0].sent, 1);
+    assert_eq!(
+        bed.contacts.store.list_active_broadcasts().await.unwrap()[0].sent,
+        1
+    );
 }
 
 #[tokio::test]
@@ -540,11 +757,26 @@ async fn p_131_limited_broadcast_reaches_exactly_its_limit() {
     bed.broadcast(1, 7, None).await;
     let deliveries = join_all((1..=20).map(|name| {
         let bed = &bed;
-        async move { bed.contact(name, Vec::new()).await.take_messages().await.unwrap().messages.len() }
+        async move {
+            bed.contact(name, Vec::new())
+                .await
+                .take_messages()
+                .await
+                .unwrap()
+                .messages
+                .len()
+        }
     }));
     assert_eq!(deliveries.await.iter().sum::<usize>(), 7);
     bed.contacts.broadcasts.refresh().await.unwrap();
-    assert!(bed.contacts.store.list_active_broadcasts().await.unwrap().is_empty());
+    assert!(
+        bed.contacts
+            .store
+            .list_active_broadcasts()
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -557,7 +789,10 @@ async fn p_132_and_138_broadcast_needs_all_labels_and_notices_new_ones() {
         labels: vec![client_label("vip")],
         ..ClientInfoData::default()
     };
-    contact.accept_record(record(vec![to_system(b"i", "ClientInfo", &info)])).await.unwrap();
+    contact
+        .accept_record(record(vec![to_system(b"i", "ClientInfo", &info)]))
+        .await
+        .unwrap();
     assert_eq!(contact.take_messages().await.unwrap().messages.len(), 1);
 }
 
@@ -565,29 +800,63 @@ async fn p_132_and_138_broadcast_needs_all_labels_and_notices_new_ones() {
 async fn p_135_disabled_and_expired_broadcasts_are_not_sent() {
     let bed = bed();
     bed.broadcast(1, BROADCAST_UNLIMITED, None).await;
-    bed.contacts.store.disable_broadcasts(&[BroadcastId::new([1; 8])]).await.unwrap();
-    assert!(bed.contact(1, Vec::new()).await.take_messages().await.unwrap().messages.is_empty());
+    bed.contacts
+        .store
+        .disable_broadcasts(&[BroadcastId::new([1; 8])])
+        .await
+        .unwrap();
+    assert!(
+        bed.contact(1, Vec::new())
+            .await
+            .take_messages()
+            .await
+            .unwrap()
+            .messages
+            .is_empty()
+    );
 
     let expiring = Broadcast {
         broadcast_id: BroadcastId::new([2; 8]).to_bytes(),
         source: Some(address(None, "greeter")),
-        expiration_time: Some(Timestamp { seconds: i64::try_from(NOW).unwrap() + 10, nanos: 0 }),
+        expiration_time: Some(Timestamp {
+            seconds: i64::try_from(NOW).unwrap() + 10,
+            nanos: 0,
+        }),
         ..Broadcast::default()
     };
-    bed.contacts.store.create_broadcast(&expiring, 5).await.unwrap();
+    bed.contacts
+        .store
+        .create_broadcast(&expiring, 5)
+        .await
+        .unwrap();
     bed.contacts.broadcasts.refresh().await.unwrap();
     bed.clock.set(NOW + 10);
-    assert!(bed.contact(2, Vec::new()).await.take_messages().await.unwrap().messages.is_empty());
+    assert!(
+        bed.contact(2, Vec::new())
+            .await
+            .take_messages()
+            .await
+            .unwrap()
+            .messages
+            .is_empty()
+    );
 }
 
 #[tokio::test]
 async fn p_230_signature_without_certificate_is_no_trouble_and_a_broken_one_fails_the_contact() {
     let bed = bed();
     let signed = |certificate: Vec<Bytes>| WrappedContactData {
-        signatures: vec![fleethold_proto::fleetspeak::Signature { certificate, ..Default::default() }],
+        signatures: vec![fleethold_proto::fleetspeak::Signature {
+            certificate,
+            ..Default::default()
+        }],
         ..record(Vec::new())
     };
-    assert!(bed.begin(peer(1), signed(Vec::new()), ContactKind::Poll).await.is_ok());
+    assert!(
+        bed.begin(peer(1), signed(Vec::new()), ContactKind::Poll)
+            .await
+            .is_ok()
+    );
     let broken = signed(vec![Bytes::from_static(b"no certificate")]);
     assert!(bed.begin(peer(1), broken, ContactKind::Poll).await.is_err());
 }

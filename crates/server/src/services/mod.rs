@@ -94,22 +94,34 @@ impl Services {
         cache: Arc<ClientCache>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ServiceConfigError> {
-        let mut by_name = HashMap::new();
-        for config in configs {
-            by_name.insert(
-                config.name.clone(),
-                Installed::new(make(config)?, config.max_parallelism),
-            );
-        }
-        by_name.insert(system::NAME.to_owned(), Installed::new(Arc::new(system), 0));
-        Ok(Self {
-            by_name,
+        let mut services = Self {
+            by_name: HashMap::new(),
             store,
             cache,
             clock,
             background: TaskTracker::new(),
             background_places: Arc::new(Semaphore::new(MOST_IN_BACKGROUND)),
-        })
+        };
+        for config in configs {
+            services.install(&config.name, make(config)?, config.max_parallelism);
+        }
+        services.install(system::NAME, Arc::new(system), 0);
+        Ok(services)
+    }
+
+    fn install(&mut self, name: &str, service: Arc<dyn Service>, max_parallelism: u32) {
+        let places = match max_parallelism {
+            0 => DEFAULT_PARALLELISM,
+            places => places,
+        };
+        let places = usize::try_from(places)
+            .unwrap_or(usize::MAX)
+            .min(Semaphore::MAX_PERMITS);
+        let installed = Installed {
+            service,
+            places: Arc::new(Semaphore::new(places)),
+        };
+        self.by_name.insert(name.to_owned(), installed);
     }
 
     /// Gives each message to its service, all at the same time, and fills in
@@ -217,19 +229,6 @@ impl MessageProcessor for Services {
 }
 
 impl Installed {
-    fn new(service: Arc<dyn Service>, max_parallelism: u32) -> Self {
-        let places = match max_parallelism {
-            0 => DEFAULT_PARALLELISM,
-            places => places,
-        };
-        Self {
-            service,
-            places: Arc::new(Semaphore::new(
-                usize::try_from(places).unwrap_or(usize::MAX >> 4),
-            )),
-        }
-    }
-
     async fn process(&self, message: &Arc<Message>, deadline: Instant) -> Result<(), ServiceError> {
         let late = |_| ServiceError::Temporary("the service did not answer in time".into());
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned())
@@ -297,12 +296,4 @@ pub(crate) fn id(message: &Message) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_failure_reason_ends_with_dots_after_897_bytes() {
-        assert_eq!(shorten(&"x".repeat(900)), "x".repeat(900));
-        assert_eq!(shorten(&"x".repeat(901)), format!("{}...", "x".repeat(897)));
-    }
-}
+mod tests;
