@@ -1,1 +1,363 @@
-//! The suite every fleethold store has to pass
+//! The suite every fleethold store has to pass.
+//!
+//! A backend says in a [`Harness`] how a fresh store comes alive; [`run`] puts
+//! every case of the suite through it. Each case has its own store, clock and
+//! runtime and is reported under its own name, by plain `cargo test` and by
+//! nextest alike. Use it from a test target with `harness = false`; it is no
+//! help outside of tests.
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use std::sync::Arc;
+//!
+//! use async_trait::async_trait;
+//! use fleethold_conformance::{Bed, Capabilities, Harness};
+//! use fleethold_store::{ManualClock, MemoryStore, Random};
+//!
+//! struct Memory;
+//!
+//! #[async_trait]
+//! impl Harness for Memory {
+//!     fn name(&self) -> &'static str {
+//!         "memory"
+//!     }
+//!
+//!     fn capabilities(&self) -> Capabilities {
+//!         Capabilities { reopens: false }
+//!     }
+//!
+//!     fn unavailable(&self) -> Option<String> {
+//!         None
+//!     }
+//!
+//!     async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed {
+//!         let store = Arc::new(MemoryStore::new(clock.clone(), random));
+//!         Bed::new(store, clock)
+//!     }
+//! }
+//!
+//! fn main() -> ExitCode {
+//!     fleethold_conformance::run(Memory)
+//! }
+//! ```
+//!
+//! A store on disk hands the suite its directory and the way to open it again:
+//! `Bed::new(store, clock).with_guard(directory).with_reopen(open)`.
+//!
+//! # Names
+//!
+//! The names of cases that prove a numbered behaviour of the specification
+//! (section 7) start with its numbers: `b_013_to_021_…`, `s_04_…`. A test of
+//! this crate proves that every number is named.
+//!
+//! # When a database is missing
+//!
+//! [`Harness::unavailable`] turns all cases into ignored ones and prints why.
+//! If the comma-separated environment variable `FLEETHOLD_REQUIRE` names the
+//! harness, they fail instead.
+
+mod broadcasts;
+mod checks;
+mod clients;
+mod durability;
+mod files;
+mod lifecycle;
+mod messages;
+mod processor;
+mod samples;
+
+use std::any::Any;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fleethold_store::{ManualClock, Random, Store};
+use futures::future::BoxFuture;
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime;
+use tokio::task::JoinError;
+use tokio::time::timeout;
+
+/// How the suite obtains a fresh, empty store of one kind.
+#[async_trait]
+pub trait Harness: Send + Sync + 'static {
+    /// Names the kind; it starts the name of every case.
+    fn name(&self) -> &'static str;
+
+    /// Says what the store can do beyond the contract.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Returns why the cases cannot run here, for instance a missing database server.
+    fn unavailable(&self) -> Option<String>;
+
+    /// Opens a new, empty store that uses `clock` and `random`; a failure panics.
+    async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed;
+}
+
+/// What a store can do beyond the contract; cases ask, they never guess.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Capabilities {
+    /// A closed store can be opened again with all its data; see [`Bed::with_reopen`].
+    pub reopens: bool,
+}
+
+/// A store of its own for one case.
+pub struct Bed {
+    store: Arc<dyn Store>,
+    clock: Arc<ManualClock>,
+    reopen: Option<Reopen>,
+    /// All stores of this bed, which are closed after the case.
+    opened: Arc<Mutex<Vec<Arc<dyn Store>>>>,
+    guard: Option<Box<dyn Any + Send + Sync>>,
+}
+
+type Reopen = Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Store>> + Send + Sync>;
+
+impl Bed {
+    /// Makes a bed of an empty store and the clock it was opened with.
+    pub fn new(store: Arc<dyn Store>, clock: Arc<ManualClock>) -> Self {
+        Self {
+            opened: Arc::new(Mutex::new(vec![Arc::clone(&store)])),
+            store,
+            clock,
+            reopen: None,
+            guard: None,
+        }
+    }
+
+    /// Adds what removes every trace of the store when it is dropped, after the
+    /// case and after the store has been closed.
+    #[must_use]
+    pub fn with_guard(mut self, guard: impl Any + Send + Sync) -> Self {
+        self.guard = Some(Box::new(guard));
+        self
+    }
+
+    /// Adds the way to open the store again, with the same data, clock and
+    /// randomness, after it has been closed.
+    #[must_use]
+    pub fn with_reopen<F>(mut self, reopen: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Arc<dyn Store>> + Send + 'static,
+    {
+        self.reopen = Some(Box::new(move || Box::pin(reopen())));
+        self
+    }
+
+    /// Closes the store and opens it again.
+    async fn reopen(&mut self) {
+        self.store.close().await.expect("the store can be closed");
+        let reopen = self.reopen.as_ref();
+        self.store = reopen.expect("a store that reopens has a way to")().await;
+        self.opened
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&self.store));
+    }
+}
+
+/// Runs all cases for one kind of store, as the command line says; for `main`.
+pub fn run(harness: impl Harness) -> ExitCode {
+    run_all([Arc::new(harness) as Arc<dyn Harness>])
+}
+
+/// Runs all cases for several kinds or configurations of stores; for `main`.
+pub fn run_all(harnesses: impl IntoIterator<Item = Arc<dyn Harness>>) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = harnesses.into_iter().flat_map(trials).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Names the cases of a module, each once: a function that is missing here is
+/// dead code, which the lints refuse.
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const CASES: &[$crate::Case] = &[$($crate::Case {
+            name: stringify!($name),
+            run: |bed| Box::pin($name(bed)),
+        }),*];
+    };
+}
+use cases;
+
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    run: fn(Bed) -> BoxFuture<'static, ()>,
+}
+
+/// The cases of one subject.
+struct Topic {
+    name: &'static str,
+    cases: &'static [Case],
+    /// Whether stores that lack something need not pass.
+    applies: fn(Capabilities) -> bool,
+}
+
+const TOPICS: &[Topic] = &[
+    Topic::for_all("messages", messages::CASES),
+    Topic::for_all("clients", clients::CASES),
+    Topic::for_all("broadcasts", broadcasts::CASES),
+    Topic::for_all("files", files::CASES),
+    Topic::for_all("processor", processor::CASES),
+    Topic::for_all("lifecycle", lifecycle::CASES),
+    Topic {
+        name: "durability",
+        cases: durability::CASES,
+        applies: |capabilities| capabilities.reopens,
+    },
+];
+
+impl Topic {
+    const fn for_all(name: &'static str, cases: &'static [Case]) -> Self {
+        Self {
+            name,
+            cases,
+            applies: |_| true,
+        }
+    }
+}
+
+fn trials(harness: Arc<dyn Harness>) -> Vec<Trial> {
+    let kind = harness.name();
+    let problem = harness.unavailable();
+    let required = std::env::var("FLEETHOLD_REQUIRE")
+        .is_ok_and(|names| names.split(',').any(|name| name.trim() == kind));
+    if let Some(problem) = &problem {
+        #[expect(clippy::print_stderr, reason = "ignored cases carry no reason")]
+        {
+            eprintln!("{kind} is not available: {problem}");
+        }
+    }
+    TOPICS
+        .iter()
+        .flat_map(|topic| topic.cases.iter().map(move |case| (topic, *case)))
+        .map(|(topic, case)| {
+            let ignored =
+                !(topic.applies)(harness.capabilities()) || (problem.is_some() && !required);
+            let name = format!("{kind}::{}::{}", topic.name, case.name);
+            let harness = Arc::clone(&harness);
+            let problem = problem.clone();
+            Trial::test(name, move || match problem {
+                Some(problem) => Err(problem.into()),
+                None => run_case(&*harness, case),
+            })
+            .with_ignored_flag(ignored)
+        })
+        .collect()
+}
+
+/// Every case, its store's opening included, has to end within this time.
+const CASE_LIMIT: Duration = Duration::from_secs(60);
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
+fn run_case(harness: &dyn Harness, case: Case) -> Result<(), Failed> {
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        // The name of the thread starts the report of a panic.
+        .thread_name(case.name)
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(async {
+        let clock = Arc::new(ManualClock::at(100_000));
+        let random = Arc::new(Random::seeded(1));
+        let mut bed = timeout(CASE_LIMIT, harness.open(clock, random)).await?;
+        let guard = bed.guard.take();
+        let opened = Arc::clone(&bed.opened);
+        let mut task = tokio::spawn((case.run)(bed));
+        let outcome = match timeout(CASE_LIMIT, &mut task).await {
+            Ok(ended) => ended.map_err(panic_text),
+            Err(_) => {
+                task.abort();
+                Err(format!("not finished after {CASE_LIMIT:?}").into())
+            }
+        };
+        let opened = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));
+        for store in opened {
+            timeout(CLOSE_LIMIT, store.close()).await??;
+        }
+        drop(guard);
+        outcome
+    });
+    // A call that hangs must not hang the suite.
+    runtime.shutdown_timeout(CLOSE_LIMIT);
+    outcome
+}
+
+fn panic_text(error: JoinError) -> Failed {
+    let text = match error.try_into_panic() {
+        Ok(payload) => match payload.downcast::<String>() {
+            Ok(text) => *text,
+            Err(payload) => payload
+                .downcast_ref::<&str>()
+                .map_or("panicked", |text| *text)
+                .to_owned(),
+        },
+        Err(error) => error.to_string(),
+    };
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Returns the numbers at the start of a name: `b_001_to_003_s_04_…`.
+    fn numbers(name: &str) -> Vec<(char, u32)> {
+        let mut found = Vec::new();
+        let mut series = None;
+        let mut range = false;
+        for word in name.split('_') {
+            match (word, series) {
+                ("b" | "s", _) => series = word.chars().next(),
+                ("to", Some(_)) if !found.is_empty() => range = true,
+                (number, Some(letter)) => {
+                    let Ok(number) = number.parse() else { break };
+                    match found.last() {
+                        Some(&(_, first)) if range => {
+                            found.extend((first + 1..=number).map(|number| (letter, number)));
+                        }
+                        _ => found.push((letter, number)),
+                    }
+                    range = false;
+                }
+                _ => break,
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn numbers_are_read_from_the_start_of_a_name() {
+        let expected = [('b', 1), ('b', 2), ('b', 3), ('b', 9), ('s', 4)];
+        assert_eq!(numbers("b_001_to_003_009_s_04_the_2_are_equal"), expected);
+        assert_eq!(numbers("a_limit_of_0_means_none"), []);
+    }
+
+    #[test]
+    #[ignore = "the cases about clients, broadcasts, files and the processor follow"]
+    fn every_behaviour_of_the_specification_is_named_by_a_case() {
+        let named: BTreeSet<_> = TOPICS
+            .iter()
+            .flat_map(|topic| topic.cases)
+            .flat_map(|case| numbers(case.name))
+            .collect();
+        // B-120 to B-123 need a server.
+        let wanted = (1..=119)
+            .map(|number| ('b', number))
+            .chain((1..=15).map(|number| ('s', number)));
+        let missing: Vec<_> = wanted.filter(|number| !named.contains(number)).collect();
+        assert_eq!(missing, []);
+    }
+
+    #[test]
+    fn names_of_cases_are_unique() {
+        let mut names = BTreeSet::new();
+        for case in TOPICS.iter().flat_map(|topic| topic.cases) {
+            assert!(names.insert(case.name), "{} appears twice", case.name);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Cases about broadcasts.
+
+use crate::cases;
+
+cases![];

@@ -1,0 +1,5 @@
+//! Cases about clients.
+
+use crate::cases;
+
+cases![];

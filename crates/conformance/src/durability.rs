@@ -1,0 +1,5 @@
+//! Cases about durability.
+
+use crate::cases;
+
+cases![];

@@ -1,0 +1,5 @@
+//! Cases about files.
+
+use crate::cases;
+
+cases![];

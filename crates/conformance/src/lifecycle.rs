@@ -1,0 +1,5 @@
+//! Cases about lifecycle.
+
+use crate::cases;
+
+cases![];

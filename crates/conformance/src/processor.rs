@@ -1,0 +1,5 @@
+//! Cases about processor.
+
+use crate::cases;
+
+cases![];
