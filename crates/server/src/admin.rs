@@ -1,0 +1,332 @@
+//! The admin interface: gRPC service `fleetspeak.server.Admin` (protocol
+//! specification section 4), and the listener it is served on.
+//!
+//! What the methods do lies in a file for each subject; here they are only
+//! taken off the wire.
+
+mod broadcasts;
+mod clients;
+mod files;
+mod messages;
+mod parse;
+mod request_limit;
+mod status;
+mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleethold_proto::fleetspeak::server::admin_server;
+use fleethold_proto::fleetspeak::server::{
+    BlacklistClientRequest, CreateBroadcastRequest, DeleteFileRequest,
+    DeletePendingMessagesRequest, DisableBroadcastsRequest, FetchClientResourceUsageRecordsRequest,
+    FetchClientResourceUsageRecordsResponse, GetMessageStatusRequest, GetMessageStatusResponse,
+    GetPendingMessageCountRequest, GetPendingMessageCountResponse, GetPendingMessagesRequest,
+    GetPendingMessagesResponse, ListActiveBroadcastsRequest, ListActiveBroadcastsResponse,
+    ListClientContactsRequest, ListClientContactsResponse, ListClientsRequest, ListClientsResponse,
+    StoreFileRequest, StreamClientContactsRequest, StreamClientContactsResponse,
+    StreamClientIdsRequest, StreamClientIdsResponse,
+};
+use fleethold_proto::fleetspeak::{EmptyMessage, Message};
+use fleethold_store::{Clock, Random, Store};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+use tracing::Instrument;
+
+use self::request_limit::LimitedRequests;
+use crate::broadcasts::Broadcasts;
+use crate::cache::ClientCache;
+use crate::services::Services;
+use crate::streams::Streams;
+
+/// When the other end of an idle connection is asked whether it still exists.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// The pause after a connection could not be accepted, for lack of file descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the methods work on.
+pub(crate) struct Admin {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) services: Arc<Services>,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) cache: Arc<ClientCache>,
+    pub(crate) broadcasts: Arc<Broadcasts>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<Random>,
+}
+
+/// The running admin interface.
+pub(crate) struct AdminServer {
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+    changes: TaskTracker,
+}
+
+impl AdminServer {
+    /// Serves `admin` on `listener`.
+    pub(crate) fn start(listener: TcpListener, admin: Admin) -> Self {
+        let stop = CancellationToken::new();
+        let changes = TaskTracker::new();
+        let methods = Methods {
+            admin: Arc::new(admin),
+            changes: changes.clone(),
+        };
+        let incoming = TcpIncoming::from(listener)
+            .with_nodelay(Some(true))
+            .with_keepalive(Some(KEEPALIVE))
+            .then(|accepted| async {
+                if let Err(error) = &accepted {
+                    tracing::warn!(%error, "cannot accept an admin connection");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+                accepted
+            });
+        let serving = Server::builder()
+            .add_service(LimitedRequests::new(methods))
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let serving = tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(error = %crate::chain(&error), "admin interface ended");
+            }
+        });
+        Self {
+            stop,
+            serving,
+            changes,
+        }
+    }
+
+    /// Accepts no more calls and waits for those under way, at most for `limit`.
+    pub(crate) async fn stop(mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        self.stop.cancel();
+        self.changes.close();
+        let finished = async {
+            // Its errors are logged by the task itself.
+            let _ = (&mut self.serving).await;
+            self.changes.wait().await;
+        };
+        if timeout_at(deadline, finished).await.is_err() {
+            tracing::warn!("admin calls did not end in time");
+            self.serving.abort();
+        }
+    }
+}
+
+/// The methods as they are called from outside.
+struct Methods {
+    admin: Arc<Admin>,
+    changes: TaskTracker,
+}
+
+impl Methods {
+    /// Makes a change in a task of its own: a caller that hangs up does not
+    /// stop it between the store and those who must hear of it.
+    async fn change<F>(
+        &self,
+        method: &'static str,
+        change: impl FnOnce(Arc<Admin>) -> F,
+    ) -> Result<Response<EmptyMessage>, Status>
+    where
+        F: Future<Output = Result<(), Status>> + Send + 'static,
+    {
+        let span = tracing::info_span!("admin", method);
+        let task = change(Arc::clone(&self.admin)).instrument(span);
+        match self.changes.spawn(task).await {
+            Ok(done) => done.map(|()| Response::new(EmptyMessage {})),
+            Err(error) => {
+                tracing::error!(method, %error, "admin call ended badly");
+                Err(Status::internal(
+                    "the call ended badly, see the server's log",
+                ))
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl admin_server::Admin for Methods {
+    type StreamClientIdsStream = BoxStream<'static, Result<StreamClientIdsResponse, Status>>;
+    type StreamClientContactsStream =
+        BoxStream<'static, Result<StreamClientContactsResponse, Status>>;
+
+    async fn keep_alive(
+        &self,
+        _request: Request<EmptyMessage>,
+    ) -> Result<Response<EmptyMessage>, Status> {
+        Ok(Response::new(EmptyMessage {}))
+    }
+
+    async fn insert_message(
+        &self,
+        request: Request<Message>,
+    ) -> Result<Response<EmptyMessage>, Status> {
+        let message = request.into_inner();
+        self.change("InsertMessage", |admin| async move {
+            admin.insert_message(message).await
+        })
+        .await
+    }
+
+    async fn get_message_status(
+        &self,
+        request: Request<GetMessageStatusRequest>,
+    ) -> Result<Response<GetMessageStatusResponse>, Status> {
+        let status = self.admin.message_status(&request.get_ref().message_id);
+        status.await.map(Response::new)
+    }
+
+    async fn get_pending_messages(
+        &self,
+        request: Request<GetPendingMessagesRequest>,
+    ) -> Result<Response<GetPendingMessagesResponse>, Status> {
+        let messages = self.admin.pending_messages(request.get_ref()).await?;
+        Ok(Response::new(GetPendingMessagesResponse { messages }))
+    }
+
+    async fn get_pending_message_count(
+        &self,
+        request: Request<GetPendingMessageCountRequest>,
+    ) -> Result<Response<GetPendingMessageCountResponse>, Status> {
+        let count = self
+            .admin
+            .pending_message_count(&request.get_ref().client_ids);
+        let count = count.await?;
+        Ok(Response::new(GetPendingMessageCountResponse { count }))
+    }
+
+    async fn delete_pending_messages(
+        &self,
+        request: Request<DeletePendingMessagesRequest>,
+    ) -> Result<Response<EmptyMessage>, Status> {
+        let clients = request.into_inner().client_ids;
+        self.change("DeletePendingMessages", |admin| async move {
+            admin.delete_pending_messages(&clients).await
+        })
+        .await
+    }
+
+    async fn list_clients(
+        &self,
+        request: Request<ListClientsRequest>,
+    ) -> Result<Response<ListClientsResponse>, Status> {
+        let clients = self
+            .admin
+            .list_clients(&request.get_ref().client_ids)
+            .await?;
+        Ok(Response::new(ListClientsResponse { clients }))
+    }
+
+    async fn stream_client_ids(
+        &self,
+        request: Request<StreamClientIdsRequest>,
+    ) -> Result<Response<Self::StreamClientIdsStream>, Status> {
+        let ids = self.admin.stream_client_ids(request.get_ref())?;
+        Ok(Response::new(ids))
+    }
+
+    async fn list_client_contacts(
+        &self,
+        request: Request<ListClientContactsRequest>,
+    ) -> Result<Response<ListClientContactsResponse>, Status> {
+        let contacts = self
+            .admin
+            .list_client_contacts(&request.get_ref().client_id)
+            .await?;
+        Ok(Response::new(ListClientContactsResponse { contacts }))
+    }
+
+    async fn stream_client_contacts(
+        &self,
+        request: Request<StreamClientContactsRequest>,
+    ) -> Result<Response<Self::StreamClientContactsStream>, Status> {
+        let contacts = self
+            .admin
+            .stream_client_contacts(&request.get_ref().client_id)?;
+        Ok(Response::new(contacts))
+    }
+
+    async fn blacklist_client(
+        &self,
+        request: Request<BlacklistClientRequest>,
+    ) -> Result<Response<EmptyMessage>, Status> {
+        let client = request.into_inner().client_id;
+        self.change("BlacklistClient", |admin| async move {
+            admin.blacklist_client(&client).await
+        })
+        .await
+    }
+
+    async fn fetch_client_resource_usage_records(
+        &self,
+        request: Request<FetchClientResourceUsageRecordsRequest>,
+    ) -> Result<Response<FetchClientResourceUsageRecordsResponse>, Status> {
+        let records = self.admin.resource_usage(request.get_ref()).await?;
+        Ok(Response::new(FetchClientResourceUsageRecordsResponse {
+            records,
+        }))
+    }
+
+    async fn create_broadcast(
+        &self,
+        request: Request<CreateBroadcastRequest>,
+    ) -> Result<Response<EmptyMessage>, Status> {
+        let request = request.into_inner();
+        self.change("CreateBroadcast", |admin| async move {
+            admin.create_broadcast(request).await
+        })
+        .await
+    }
+
+    async fn list_active_broadcasts(
+        &self,
+        request: Request<ListActiveBroadcastsRequest>,
+    ) -> Result<Response<ListActiveBroadcastsResponse>, Status> {
+        let service = &request.get_ref().service_name;
+        let broadcasts = self.admin.list_active_broadcasts(service).await?;
+        Ok(Response::new(ListActiveBroadcastsResponse { broadcasts }))
+    }
+
+    async fn disable_broadcasts(
+        &self,
+        request: Request<DisableBroadcastsRequest>,
+    ) -> Result<Response<EmptyMessage>, Status> {
+        let ids = request.into_inner().broadcast_ids;
+        self.change("DisableBroadcasts", |admin| async move {
+            admin.disable_broadcasts(&ids).await
+        })
+        .await
+    }
+
+    async fn store_file(
+        &self,
+        request: Request<StoreFileRequest>,
+    ) -> Result<Response<EmptyMessage>, Status> {
+        let file = request.into_inner();
+        self.change(
+            "StoreFile",
+            |admin| async move { admin.store_file(&file).await },
+        )
+        .await
+    }
+
+    async fn delete_file(
+        &self,
+        request: Request<DeleteFileRequest>,
+    ) -> Result<Response<EmptyMessage>, Status> {
+        let file = request.into_inner();
+        self.change("DeleteFile", |admin| async move {
+            admin.delete_file(&file).await
+        })
+        .await
+    }
+}

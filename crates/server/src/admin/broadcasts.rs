@@ -1,0 +1,70 @@
+//! Broadcasts: create, list, disable.
+
+use bytes::Bytes;
+use fleethold_proto::fleetspeak::server::{Broadcast, CreateBroadcastRequest};
+use fleethold_store::BroadcastId;
+use tonic::Status;
+
+use super::Admin;
+use super::parse;
+use super::status::status;
+
+impl Admin {
+    /// Creates a broadcast; those of its group that it replaces end.
+    pub(super) async fn create_broadcast(
+        &self,
+        request: CreateBroadcastRequest,
+    ) -> Result<(), Status> {
+        let mut broadcast = request
+            .broadcast
+            .ok_or_else(|| Status::invalid_argument("`broadcast` is missing"))?;
+        let id = parse::broadcast_id(&broadcast.broadcast_id)?
+            .unwrap_or_else(|| BroadcastId::random(&self.random));
+        if broadcast.source.is_none() {
+            return Err(Status::invalid_argument("`broadcast.source` is missing"));
+        }
+        broadcast.broadcast_id = id.to_bytes();
+        self.store
+            .create_broadcast(&broadcast, request.limit)
+            .await
+            .map_err(status)?;
+        tracing::info!(broadcast = %id, limit = request.limit, "created a broadcast");
+        self.refresh_broadcasts().await;
+        Ok(())
+    }
+
+    /// Returns the active broadcasts, of one source service if it is not empty.
+    pub(super) async fn list_active_broadcasts(
+        &self,
+        service: &str,
+    ) -> Result<Vec<Broadcast>, Status> {
+        let active = self.store.list_active_broadcasts().await.map_err(status)?;
+        let broadcasts = active.into_iter().map(|info| info.broadcast);
+        Ok(broadcasts
+            .filter(|broadcast| {
+                let source = broadcast.source.as_ref();
+                service.is_empty() || source.is_some_and(|source| source.service_name == service)
+            })
+            .collect())
+    }
+
+    /// Ends broadcasts; unknown ones are no error.
+    pub(super) async fn disable_broadcasts(&self, ids: &[Bytes]) -> Result<(), Status> {
+        let ids = parse::broadcast_ids(ids)?;
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.store.disable_broadcasts(&ids).await.map_err(status)?;
+        tracing::info!(broadcasts = ?ids, "disabled broadcasts");
+        self.refresh_broadcasts().await;
+        Ok(())
+    }
+
+    /// Makes a change effective on this server at once. If that fails it
+    /// becomes effective a little later; the change itself is done.
+    async fn refresh_broadcasts(&self) {
+        if let Err(error) = self.broadcasts.refresh().await {
+            tracing::warn!(error = %crate::chain(&error), "cannot refresh broadcasts");
+        }
+    }
+}
