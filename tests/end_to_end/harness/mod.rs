@@ -1,0 +1,56 @@
+//! Starts real processes, waits for what they do, and ends them.
+//!
+//! Whatever a case starts lives in a guard. When a case fails, each guard shows
+//! the end of its process's log.
+
+mod agent;
+mod process;
+mod server;
+mod service;
+mod upstream;
+mod wait;
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+pub(crate) use agent::{Agent, AgentOptions};
+pub(crate) use server::{Server, free_address, text};
+pub(crate) use service::{ServerSideService, Status};
+pub(crate) use upstream::{fleetspeak_admin, fleetspeak_config};
+pub(crate) use wait::{wait_until, wait_within};
+
+/// The service on the server and on every agent.
+pub(crate) const ECHO: &str = "echo";
+
+/// A server with an echo service behind it.
+pub(crate) struct Bed {
+    pub(crate) service: ServerSideService,
+    pub(crate) server: Server,
+    dir: TempDir,
+}
+
+impl Bed {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let listen = free_address();
+        let admin = free_address();
+        let service = ServerSideService::start(dir.path(), &listen, &admin);
+        let server = Server::start(&dir.path().join("server"), &listen, &admin);
+        Self {
+            service,
+            server,
+            dir,
+        }
+    }
+
+    /// Starts an agent that carries its `name` as a label.
+    pub(crate) fn start_agent(&self, name: &str, options: AgentOptions) -> Agent {
+        Agent::start(&self.dir.path().join(name), &self.server, name, options)
+    }
+
+    /// A directory for files of the case.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
