@@ -1,0 +1,341 @@
+//! One connection of an agent: handshake, HTTP/1.1 or HTTP/2, and its end.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fleethold_store::ClientId;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::server::TlsStream;
+
+use super::activity::{Activity, IdleLimits, Verdict};
+use super::reply::{TiedBody, answer};
+use super::{Shared, TcpStream};
+use crate::tls;
+
+/// The most bytes of a request's header, and the size to which HTTP/1.1 buffers grow.
+const HEADER_BYTES: usize = 64 * 1024;
+
+/// The most header lines of a request; downloads have one for each label.
+const HEADER_LINES: usize = 512;
+
+/// Flow control of HTTP/2: what an agent may send before it is read. An honest
+/// agent opens few streams, and only one of them sends much.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 512 * 1024;
+const MOST_HTTP2_STREAMS: u32 = 32;
+
+/// How long a connection that is told to end may take for it.
+const CLOSING_LIMIT: Duration = Duration::from_secs(1);
+
+/// How much an agent may still send that nobody wants.
+const LINGER_BYTES: u64 = 256 * 1024;
+
+/// What requests know of their connection.
+pub(super) struct Connection {
+    pub(super) shared: Arc<Shared>,
+    pub(super) addr: SocketAddr,
+    /// The client and its key, if it presented exactly one certificate.
+    pub(super) identity: Option<(ClientId, Bytes)>,
+    pub(super) activity: Arc<Activity>,
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(tcp: TcpStream, addr: SocketAddr, shared: Arc<Shared>) {
+    let abort = shared.phases.abort.clone();
+    tokio::select! {
+        result = Box::pin(handshake_and_serve(tcp, addr, shared)) => {
+            if let Err(error) = result {
+                tracing::debug!(%addr, %error, "a connection failed");
+            }
+        }
+        () = abort.cancelled() => {}
+    }
+}
+
+async fn handshake_and_serve(
+    tcp: TcpStream,
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+) -> io::Result<()> {
+    // Acks and messages are small and urgent.
+    tcp.set_nodelay(true)?;
+    let options = &shared.options;
+    let limits = IdleLimits {
+        first: options.header_timeout,
+        between: options.idle_timeout,
+    };
+    let tcp = WriteLimit::new(tcp, options.write_timeout);
+    // Boxed: a handshake needs much more than the connection that follows.
+    let handshake = Box::pin(shared.acceptor.accept(tcp));
+    let tls = tokio::time::timeout(options.handshake_timeout, handshake)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"))??;
+    let (_, session) = tls.get_ref();
+    let connection = Arc::new(Connection {
+        addr,
+        identity: tls::peer_identity(session),
+        activity: Arc::new(Activity::new(limits)),
+        shared,
+    });
+    match session.alpn_protocol() {
+        Some(b"h2") => Box::pin(serve_http2(tls, connection)).await,
+        _ => Box::pin(serve_http1(tls, connection)).await,
+    }
+}
+
+async fn serve_http1(
+    tls: TlsStream<WriteLimit<TcpStream>>,
+    connection: Arc<Connection>,
+) -> io::Result<()> {
+    let mut http = http1::Builder::new()
+        .max_buf_size(HEADER_BYTES)
+        .max_headers(HEADER_LINES)
+        // Time limits are kept by `drive`.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(tls), service(Arc::clone(&connection)));
+    if !drive(&mut http, &connection).await? {
+        return Ok(());
+    }
+    let mut tls = http.into_parts().io.into_inner();
+    // The answer to a body that was not read would be lost if the rest of the
+    // body met a closed socket.
+    let _may_fail = tokio::time::timeout(CLOSING_LIMIT, async {
+        tls.shutdown().await?;
+        let (tcp, _) = tls.get_mut();
+        tokio::io::copy(&mut tcp.take(LINGER_BYTES), &mut tokio::io::sink()).await
+    })
+    .await;
+    Ok(())
+}
+
+async fn serve_http2(
+    tls: TlsStream<WriteLimit<TcpStream>>,
+    connection: Arc<Connection>,
+) -> io::Result<()> {
+    let executor = Executor(Arc::clone(&connection.shared));
+    let mut http = http2::Builder::new(executor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(MOST_HTTP2_STREAMS)
+        .max_header_list_size(u32::try_from(HEADER_BYTES).expect("fits"))
+        .max_send_buf_size(HEADER_BYTES)
+        .keep_alive_interval(Duration::from_secs(60))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .serve_connection(TokioIo::new(tls), service(Arc::clone(&connection)));
+    drive(&mut http, &connection).await?;
+    Ok(())
+}
+
+type AnswerFuture = Pin<Box<dyn Future<Output = Result<Response<TiedBody>, Infallible>> + Send>>;
+
+/// Boxes the handling, so that an idle connection keeps no room for it.
+fn service(
+    connection: Arc<Connection>,
+) -> impl hyper::service::HttpService<
+    Incoming,
+    ResBody = TiedBody,
+    Error = Infallible,
+    Future = AnswerFuture,
+> + Unpin {
+    service_fn(move |request: Request<Incoming>| -> AnswerFuture {
+        Box::pin(answer(Arc::clone(&connection), request))
+    })
+}
+
+/// An HTTP connection of either version.
+trait Http {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>>;
+    /// Ends the connection after the requests it is serving.
+    fn finish(&mut self);
+}
+
+impl<S> Http for http1::Connection<TokioIo<TlsStream<WriteLimit<TcpStream>>>, S>
+where
+    S: hyper::service::HttpService<
+            Incoming,
+            ResBody = TiedBody,
+            Error = Infallible,
+            Future = AnswerFuture,
+        > + Unpin,
+{
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.poll_without_shutdown(context)
+    }
+
+    fn finish(&mut self) {
+        Pin::new(self).graceful_shutdown();
+    }
+}
+
+impl<S> Http for http2::Connection<TokioIo<TlsStream<WriteLimit<TcpStream>>>, S, Executor>
+where
+    S: hyper::service::HttpService<
+            Incoming,
+            ResBody = TiedBody,
+            Error = Infallible,
+            Future = AnswerFuture,
+        > + Unpin,
+{
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        Pin::new(self).poll(context)
+    }
+
+    fn finish(&mut self) {
+        Pin::new(self).graceful_shutdown();
+    }
+}
+
+/// Runs a connection to its end, or until it has idled too long; returns
+/// whether it ended by itself.
+async fn drive(http: &mut impl Http, connection: &Connection) -> io::Result<bool> {
+    let drain = &connection.shared.phases.drain;
+    let mut stopping = false;
+    let mut closing: Option<Instant> = None;
+    loop {
+        let now = Instant::now();
+        let look = match (connection.activity.verdict(now, stopping), closing) {
+            (Verdict::Stalled, _) => {
+                tracing::debug!(addr = %connection.addr, "closed a connection that makes no progress");
+                return Ok(false);
+            }
+            (Verdict::Idle, None) => {
+                http.finish();
+                *closing.insert(now + CLOSING_LIMIT)
+            }
+            (Verdict::Idle, Some(end)) if end <= now => return Ok(false),
+            (Verdict::Idle, Some(end)) => end,
+            (Verdict::Fine(look), _) => {
+                // A request may have arrived just before the end.
+                closing = None;
+                look
+            }
+        };
+        tokio::select! {
+            result = poll_fn(|context| http.poll(context)) => {
+                return match result {
+                    Ok(()) => Ok(true),
+                    Err(error) => Err(io::Error::other(error)),
+                };
+            }
+            () = tokio::time::sleep_until(look) => {}
+            () = drain.cancelled(), if !stopping => {
+                stopping = true;
+                http.finish();
+            }
+        }
+    }
+}
+
+/// Runs the requests of an HTTP/2 connection as tasks that a stop waits for.
+#[derive(Clone)]
+struct Executor(Arc<Shared>);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        let abort = self.0.phases.abort.clone();
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                _ = future => {}
+                () = abort.cancelled() => {}
+            }
+        });
+    }
+}
+
+/// Fails when the peer accepts nothing of what is written to it for a while.
+struct WriteLimit<T> {
+    stream: T,
+    limit: Duration,
+    /// Runs while a write waits.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> WriteLimit<T> {
+    fn new(stream: T, limit: Duration) -> Self {
+        Self {
+            stream,
+            limit,
+            timer: None,
+        }
+    }
+
+    fn check<R>(
+        &mut self,
+        result: Poll<io::Result<R>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<R>> {
+        if result.is_ready() {
+            self.timer = None;
+            return result;
+        }
+        let limit = self.limit;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the peer takes no data",
+        )))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for WriteLimit<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for WriteLimit<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.check(result, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.check(result, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

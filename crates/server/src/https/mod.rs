@@ -1,0 +1,227 @@
+//! The port for agents: HTTPS with polls, streams and files (protocol
+//! specification section 2).
+//!
+//! One task per connection, one more per open stream. What strangers can make
+//! the server hold is limited: connections, time without progress, and the
+//! bytes of all requests together.
+
+mod activity;
+mod body;
+mod connection;
+mod files;
+mod framing;
+mod message;
+mod reply;
+mod session;
+mod streaming;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleethold_store::{Clock, Random, Store};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use self::body::Budget;
+use crate::contacts::Contacts;
+use crate::streams::Streams;
+
+/// The most bytes of a poll or of a stream's record, decompressed.
+const MOST_CONTACT_BYTES: usize = 20 * 1024 * 1024;
+
+/// How long the handling of one contact may take.
+const HANDLING_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// The first and the longest pause after the system refused a connection.
+const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// How the port for agents behaves.
+pub(crate) struct Options {
+    pub(crate) tls: Arc<rustls::ServerConfig>,
+    /// Whether agents may open streams; otherwise they can only poll.
+    pub(crate) streaming: bool,
+    /// Whether downloads need a certificate and the required label.
+    pub(crate) authorize_files: bool,
+    /// Bounds of a stream's life. It is drawn at random, so that after a
+    /// restart agents do not come back all at once again and again.
+    pub(crate) stream_lifetime: Range<Duration>,
+    /// How long before its end an agent is asked to open its next stream.
+    pub(crate) done_sending_before_end: Duration,
+    /// More connections than this wait to be accepted.
+    pub(crate) max_connections: usize,
+    /// The bytes all requests together may have in flight.
+    pub(crate) memory_budget_bytes: usize,
+    pub(crate) handshake_timeout: Duration,
+    /// From the handshake to the end of the first request's header.
+    pub(crate) header_timeout: Duration,
+    /// Between two requests.
+    pub(crate) idle_timeout: Duration,
+    /// How long a peer may take nothing of what is written to it.
+    pub(crate) write_timeout: Duration,
+}
+
+impl Options {
+    pub(crate) fn new(tls: Arc<rustls::ServerConfig>) -> Self {
+        Self {
+            tls,
+            streaming: true,
+            authorize_files: false,
+            stream_lifetime: Duration::from_secs(8 * 60)..Duration::from_secs(10 * 60 + 30),
+            done_sending_before_end: Duration::from_secs(30),
+            max_connections: 100_000,
+            memory_budget_bytes: 512 * 1024 * 1024,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    options: Options,
+    acceptor: TlsAcceptor,
+    contacts: Arc<Contacts>,
+    streams: Arc<Streams>,
+    store: Arc<dyn Store>,
+    random: Arc<Random>,
+    budget: Budget,
+    downloads: files::Downloads,
+    tasks: TaskTracker,
+    phases: Phases,
+}
+
+/// The steps of a stop.
+#[derive(Clone, Default)]
+struct Phases {
+    /// No new connections; streams ask their agents to leave.
+    drain: CancellationToken,
+    /// Streams end.
+    end: CancellationToken,
+    /// Everything ends at once.
+    abort: CancellationToken,
+}
+
+/// Serves agents until it is stopped or dropped.
+pub(crate) struct AgentServer {
+    tasks: TaskTracker,
+    phases: Phases,
+    _abort_on_drop: DropGuard,
+}
+
+impl AgentServer {
+    /// Begins to serve the connections of `listener`.
+    pub(crate) fn start(
+        listener: TcpListener,
+        options: Options,
+        contacts: Arc<Contacts>,
+        streams: Arc<Streams>,
+        store: Arc<dyn Store>,
+        _clock: Arc<dyn Clock>,
+        random: Arc<Random>,
+    ) -> Self {
+        let tasks = TaskTracker::new();
+        let phases = Phases::default();
+        let shared = Arc::new(Shared {
+            acceptor: TlsAcceptor::from(Arc::clone(&options.tls)),
+            budget: Budget::new(options.memory_budget_bytes),
+            downloads: files::Downloads::default(),
+            options,
+            contacts,
+            streams,
+            store,
+            random,
+            tasks: tasks.clone(),
+            phases: phases.clone(),
+        });
+        tasks.spawn(accept(listener, shared));
+        Self {
+            tasks,
+            _abort_on_drop: phases.abort.clone().drop_guard(),
+            phases,
+        }
+    }
+
+    /// Stops accepting, lets agents close their streams and finish their
+    /// requests, and ends what is left after `limit`.
+    pub(crate) async fn stop(self, limit: Duration) {
+        self.tasks.close();
+        self.phases.drain.cancel();
+        if tokio::time::timeout(limit * 6 / 10, self.tasks.wait())
+            .await
+            .is_ok()
+        {
+            return;
+        }
+        // An agent takes the end of a stream as a reason to reconnect, too.
+        self.phases.end.cancel();
+        if tokio::time::timeout(limit * 3 / 10, self.tasks.wait())
+            .await
+            .is_ok()
+        {
+            return;
+        }
+        tracing::warn!(
+            tasks = self.tasks.len(),
+            "cut off agents that did not finish in time"
+        );
+        self.phases.abort.cancel();
+        let _cut_off = tokio::time::timeout(limit / 10, self.tasks.wait()).await;
+    }
+}
+
+/// Accepts connections until the server stops.
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let phases = shared.phases.clone();
+    let slots = Arc::new(Semaphore::new(
+        shared.options.max_connections.min(Semaphore::MAX_PERMITS),
+    ));
+    let mut pause = ACCEPT_PAUSES.0;
+    let accept_all = async {
+        loop {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            match listener.accept().await {
+                Ok((tcp, addr)) => {
+                    pause = ACCEPT_PAUSES.0;
+                    let addr = (addr.ip().to_canonical(), addr.port()).into();
+                    let connection = connection::serve(tcp, addr, Arc::clone(&shared));
+                    shared.tasks.spawn(async move {
+                        let _slot = slot;
+                        connection.await;
+                    });
+                }
+                Err(error) if concerns_one_connection(&error) => {}
+                Err(error) => {
+                    // Mostly too many open files: connections that end give some back.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(ACCEPT_PAUSES.1);
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = accept_all => {}
+        () = phases.drain.cancelled() => {}
+        () = phases.abort.cancelled() => {}
+    }
+}
+
+/// Returns whether the next connection can be accepted at once.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}

@@ -1,0 +1,190 @@
+//! Which request goes where, and what answers look like.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+
+use super::activity::Busy;
+use super::connection::Connection;
+use super::{files, message, streaming};
+use crate::contacts::{ContactError, Peer};
+
+/// The body of an answer.
+pub(super) type ReplyBody = UnsyncBoxBody<Bytes, Infallible>;
+
+/// An answer before it is tied to its connection.
+pub(super) type Reply = Response<ReplyBody>;
+
+/// A request that gets an error for an answer.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    reason: Cow<'static, str>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn bad_request(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, reason)
+    }
+}
+
+impl From<ContactError> for Refusal {
+    fn from(error: ContactError) -> Self {
+        match error {
+            ContactError::NotAuthorized => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not authorized")
+            }
+            ContactError::Failed(reason) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, reason),
+        }
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Self {
+        // What went wrong in here is for the log, not for whoever connects.
+        let text = match refusal.status {
+            StatusCode::INTERNAL_SERVER_ERROR => "internal error\n".into(),
+            _ => format!("{}\n", refusal.reason),
+        };
+        let mut reply = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
+        *reply.status_mut() = refusal.status;
+        let headers = reply.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        if refusal.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        reply
+    }
+}
+
+/// Returns a successful answer with a body of bytes.
+pub(super) fn octets<B>(body: B) -> Reply
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    let mut reply = Response::new(body.boxed_unsync());
+    reply.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    reply
+}
+
+/// Returns a body of no bytes.
+pub(super) fn nothing() -> ReplyBody {
+    Empty::new().boxed_unsync()
+}
+
+/// Answers one request.
+pub(super) async fn answer(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<TiedBody>, Infallible> {
+    let mut busy = connection.activity.begin();
+    let path = request.uri().path().to_owned();
+    let reply = route(&connection, request, &mut busy)
+        .await
+        .unwrap_or_else(|refusal| {
+            let Refusal { status, reason } = &refusal;
+            let addr = connection.addr;
+            if status.is_server_error() {
+                tracing::warn!(%addr, path, %status, reason = %reason, "cannot serve a request");
+            } else {
+                tracing::debug!(%addr, path, %status, reason = %reason, "refused a request");
+            }
+            refusal.into()
+        });
+    busy.touch();
+    Ok(reply.map(|body| TiedBody { body, busy }))
+}
+
+async fn route(
+    connection: &Arc<Connection>,
+    request: Request<Incoming>,
+    busy: &mut Busy,
+) -> Result<Reply, Refusal> {
+    match request.uri().path() {
+        "/message" => {
+            require_post(&request)?;
+            message::poll(connection, request).await
+        }
+        "/streaming-message" if connection.shared.options.streaming => {
+            require_post(&request)?;
+            busy.is_stream();
+            streaming::start(connection, request).await
+        }
+        path if path.starts_with("/files/") => files::serve(connection, &request).await,
+        _ => Err(Refusal::new(StatusCode::NOT_FOUND, "not found")),
+    }
+}
+
+fn require_post(request: &Request<Incoming>) -> Result<(), Refusal> {
+    if request.method() == Method::POST {
+        return Ok(());
+    }
+    Err(Refusal::bad_request("the method must be POST"))
+}
+
+/// Returns who sent a request.
+pub(super) fn peer(connection: &Connection) -> Result<Peer, Refusal> {
+    let Some((client, key)) = connection.identity.clone() else {
+        return Err(Refusal::bad_request(
+            "the client must present exactly one certificate",
+        ));
+    };
+    Ok(Peer {
+        client,
+        key,
+        addr: connection.addr,
+    })
+}
+
+/// The body of an answer; its connection is busy as long as it exists.
+pub(super) struct TiedBody {
+    body: ReplyBody,
+    busy: Busy,
+}
+
+impl Body for TiedBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_ready() {
+            self.busy.touch();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

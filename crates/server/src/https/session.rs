@@ -1,0 +1,416 @@
+//! The life of a stream after its first exchange: records are accepted and
+//! acknowledged, messages go out, until one side or the time ends it
+//! (protocol specification section 2.7).
+
+use std::collections::VecDeque;
+use std::error::Error as StdError;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fleethold_proto::fleetspeak::{Message, WrappedContactData};
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use http_body::Body;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::framing::{self, Record, RecordReader};
+use super::{HANDLING_LIMIT, Shared};
+use crate::contacts::{Accepted, Contact, ContactError, Delivery};
+use crate::streams::StreamHandle;
+
+/// What one stream may have in processing before its agent has to wait. A
+/// record that has begun to arrive is still read to its end.
+const MOST_RECORDS: usize = 8;
+const MOST_RECORD_BYTES: usize = 8 * 1024 * 1024;
+
+/// Wake-ups within this time lead to one look at the store.
+const COALESCE: Duration = Duration::from_millis(2);
+
+/// How long an agent has to make itself a new key before it has to reconnect.
+const REKEY_TIME: Duration = Duration::from_secs(1);
+
+/// How long records that were received may be processed after the end.
+const OVERRUN: Duration = Duration::from_secs(15);
+
+/// The longest pause before messages are fetched again after an error.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+type FetchFuture = Pin<Box<dyn Future<Output = Result<Delivery, ContactError>> + Send>>;
+type RecordFuture = Pin<Box<dyn Future<Output = (Result<Accepted, Failure>, usize)> + Send>>;
+
+/// Why a record was not accepted.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("a record is no contact")]
+    Decode(#[from] prost::DecodeError),
+    #[error("a record was not processed in time")]
+    Late,
+    #[error(transparent)]
+    Contact(#[from] ContactError),
+}
+
+/// One open stream.
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    contact: Arc<Contact>,
+    wake_ups: StreamHandle,
+    frames: mpsc::Sender<Bytes>,
+    /// Frames that do not fit into the channel yet.
+    outbox: VecDeque<Bytes>,
+    /// Since when the agent takes no frame.
+    blocked_since: Option<Instant>,
+    processing: FuturesOrdered<RecordFuture>,
+    processing_bytes: usize,
+    accepted: u64,
+    fetch: Option<FetchFuture>,
+    fetch_at: Option<Instant>,
+    last_fetch: Instant,
+    failed_fetches: i32,
+    /// Fetched and not yet in a frame.
+    messages: VecDeque<Message>,
+    sending: Sending,
+    done_sending_at: Instant,
+    end_at: Instant,
+    /// Set when no more records are read: the latest end of the session.
+    finish_by: Option<Instant>,
+}
+
+/// Whether messages go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sending {
+    Open,
+    /// Nothing is fetched any more; what was fetched is still sent.
+    Closing,
+    /// The agent knows.
+    Done,
+}
+
+/// Something the session waits for.
+enum Event {
+    Time,
+    AgentGone,
+    Processed(Result<Accepted, Failure>, usize),
+    FrameSent,
+    Fetched(Result<Delivery, ContactError>),
+    WokenUp,
+    Record(Result<Option<Record>, framing::RecordError>),
+    Drain,
+    End,
+}
+
+impl Session {
+    /// Prepares a session whose first frame carries the nonce and messages of `delivery`.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        contact: Arc<Contact>,
+        wake_ups: StreamHandle,
+        frames: mpsc::Sender<Bytes>,
+        started: Instant,
+        delivery: Delivery,
+    ) -> Self {
+        let options = &shared.options;
+        let lifetime = &options.stream_lifetime;
+        let spread = lifetime.end.saturating_sub(lifetime.start);
+        let end_at = started + lifetime.start + spread.mul_f64(shared.random.unit());
+        let done_sending_at = end_at
+            .checked_sub(options.done_sending_before_end)
+            .unwrap_or(started);
+        let mut session = Self {
+            contact,
+            wake_ups,
+            frames,
+            outbox: VecDeque::new(),
+            blocked_since: None,
+            processing: FuturesOrdered::new(),
+            processing_bytes: 0,
+            accepted: 0,
+            fetch: None,
+            fetch_at: None,
+            last_fetch: started,
+            failed_fetches: 0,
+            messages: VecDeque::new(),
+            sending: Sending::Open,
+            done_sending_at,
+            end_at,
+            finish_by: None,
+            shared,
+        };
+        session.deliver(delivery);
+        // The agent waits for this frame, with or without messages.
+        session.outbox.push_back(framing::delivery(
+            session.contact.nonce(),
+            &mut session.messages,
+        ));
+        session
+    }
+
+    /// Keeps the stream until it ends.
+    pub(super) async fn run<B>(mut self, mut records: RecordReader<B>)
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let abort = self.shared.phases.abort.clone();
+        let client = self.contact.client();
+        tracing::debug!(%client, "a stream began");
+        let reason = tokio::select! {
+            reason = self.exchange(&mut records) => reason,
+            () = abort.cancelled() => EndReason::Stop,
+        };
+        tracing::debug!(%client, records = self.accepted, %reason, "a stream ended");
+    }
+
+    async fn exchange<B>(&mut self, records: &mut RecordReader<B>) -> EndReason
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let mut reason = EndReason::Agent;
+        loop {
+            self.prepare();
+            let finished = self.processing.is_empty() && self.outbox.is_empty();
+            if self.finish_by.is_some() && finished {
+                return reason;
+            }
+            match self.next_event(records).await {
+                Event::Time => {
+                    let now = Instant::now();
+                    if self.finish_by.is_some_and(|end| end <= now) {
+                        return reason;
+                    }
+                    if self.frames_stuck_until().is_some_and(|end| end <= now) {
+                        return EndReason::SlowReader;
+                    }
+                    if self.finish_by.is_none() && self.end_at <= now {
+                        reason = EndReason::Lifetime;
+                        self.finish();
+                    }
+                    if self.sending == Sending::Open && self.done_sending_at <= now {
+                        self.sending = Sending::Closing;
+                    }
+                }
+                Event::AgentGone => {
+                    // What it has sent is processed, though nobody will hear of it.
+                    self.finish();
+                    self.outbox.clear();
+                    self.messages.clear();
+                }
+                Event::Processed(Ok(accepted), bytes) => {
+                    self.processing_bytes -= bytes;
+                    self.accepted += 1;
+                    self.push(framing::ack(self.accepted));
+                    if accepted.deliver {
+                        self.fetch_at = Some(Instant::now());
+                    }
+                }
+                Event::Processed(Err(failure), _) => {
+                    // No later record may be acknowledged: agents count acks.
+                    reason = EndReason::Failed(failure.to_string());
+                    self.processing.clear();
+                    self.finish();
+                }
+                Event::FrameSent => {
+                    self.blocked_since = (!self.outbox.is_empty()).then(Instant::now);
+                }
+                Event::Fetched(result) => {
+                    self.fetch = None;
+                    match result {
+                        Ok(delivery) => self.deliver(delivery),
+                        Err(error) => self.fetch_later(&error),
+                    }
+                }
+                Event::WokenUp => {
+                    let soon = Instant::now().max(self.last_fetch + COALESCE);
+                    self.fetch_at = Some(self.fetch_at.map_or(soon, |at| at.min(soon)));
+                }
+                Event::Record(Ok(Some(record))) => self.process(record),
+                Event::Record(Ok(None)) => self.finish(),
+                Event::Record(Err(error)) => {
+                    reason = EndReason::Failed(error.to_string());
+                    self.finish();
+                }
+                Event::Drain => self.sending = Sending::Closing,
+                Event::End => {
+                    reason = EndReason::Stop;
+                    self.finish();
+                }
+            }
+        }
+    }
+
+    /// Does what needs no waiting: makes the next frame, starts the next fetch.
+    fn prepare(&mut self) {
+        if !self.outbox.is_empty() || self.sending == Sending::Done {
+            return;
+        }
+        if !self.messages.is_empty() {
+            let frame = framing::delivery(self.contact.nonce(), &mut self.messages);
+            self.push(frame);
+        } else if self.sending == Sending::Closing && self.fetch.is_none() {
+            self.sending = Sending::Done;
+            self.push(framing::done_sending());
+        } else if self.may_fetch() && self.fetch_at.is_some_and(|at| at <= Instant::now()) {
+            let contact = Arc::clone(&self.contact);
+            self.fetch_at = None;
+            self.last_fetch = Instant::now();
+            self.fetch = Some(Box::pin(async move { contact.take_messages().await }));
+        }
+    }
+
+    async fn next_event<B>(&mut self, records: &mut RecordReader<B>) -> Event
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let look = self.next_look();
+        let room =
+            self.processing.len() < MOST_RECORDS && self.processing_bytes < MOST_RECORD_BYTES;
+        let open = self.sending == Sending::Open && self.finish_by.is_none();
+        let reading = self.finish_by.is_none();
+        let fetch = &mut self.fetch;
+        // The order matters: time first, so that a busy agent cannot stop it,
+        // and what makes room before what fills it.
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(look) => Event::Time,
+            Some((result, bytes)) = self.processing.next(), if !self.processing.is_empty() => {
+                Event::Processed(result, bytes)
+            }
+            permit = self.frames.reserve(), if !self.outbox.is_empty() => match permit {
+                Ok(permit) => {
+                    if let Some(frame) = self.outbox.pop_front() {
+                        permit.send(frame);
+                    }
+                    Event::FrameSent
+                }
+                Err(_) => Event::AgentGone,
+            },
+            () = self.frames.closed(), if reading => Event::AgentGone,
+            result = async { fetch.as_mut().expect("checked").await }, if fetch.is_some() => {
+                Event::Fetched(result)
+            }
+            () = self.wake_ups.woken(), if open => Event::WokenUp,
+            record = records.next(), if reading && (room || records.is_inside_record()) => {
+                Event::Record(record)
+            }
+            () = self.shared.phases.drain.cancelled(), if open => Event::Drain,
+            () = self.shared.phases.end.cancelled(), if reading => Event::End,
+        }
+    }
+
+    /// Returns when the clock alone makes something to do.
+    fn next_look(&self) -> Instant {
+        let mut look = self.finish_by.unwrap_or(self.end_at);
+        if self.sending == Sending::Open && self.finish_by.is_none() {
+            look = look.min(self.done_sending_at);
+        }
+        if let Some(at) = self.fetch_at.filter(|_| self.may_fetch()) {
+            look = look.min(at);
+        }
+        if let Some(at) = self.frames_stuck_until() {
+            look = look.min(at);
+        }
+        look
+    }
+
+    /// Fetching waits until the agent has taken what was fetched before.
+    fn may_fetch(&self) -> bool {
+        self.sending == Sending::Open
+            && self.finish_by.is_none()
+            && self.fetch.is_none()
+            && self.messages.is_empty()
+            && self.outbox.is_empty()
+    }
+
+    fn frames_stuck_until(&self) -> Option<Instant> {
+        let limit = self.shared.options.write_timeout;
+        self.blocked_since.map(|since| since + limit)
+    }
+
+    fn push(&mut self, frame: Bytes) {
+        if self.frames.is_closed() {
+            return;
+        }
+        if self.outbox.is_empty() {
+            self.blocked_since = Some(Instant::now());
+        }
+        self.outbox.push_back(frame);
+    }
+
+    /// Starts to process a record; its share of the memory budget lasts as long.
+    fn process(&mut self, record: Record) {
+        let contact = Arc::clone(&self.contact);
+        let bytes = record.bytes.len();
+        self.processing_bytes += bytes;
+        self.processing.push_back(Box::pin(async move {
+            let _charge = record.charge;
+            let accept = async {
+                let record = WrappedContactData::decode(record.bytes)?;
+                Ok(contact.accept_record(record).await?)
+            };
+            let result = tokio::time::timeout(HANDLING_LIMIT, accept).await;
+            (result.unwrap_or(Err(Failure::Late)), bytes)
+        }));
+    }
+
+    fn deliver(&mut self, delivery: Delivery) {
+        self.failed_fetches = 0;
+        self.messages.extend(delivery.messages);
+        if delivery.more {
+            self.fetch_at = Some(Instant::now());
+        }
+        if delivery.wind_down {
+            let done = Instant::now() + REKEY_TIME;
+            let rest = self.shared.options.done_sending_before_end;
+            self.done_sending_at = self.done_sending_at.min(done);
+            self.end_at = self.end_at.min(done + rest);
+        }
+    }
+
+    fn fetch_later(&mut self, error: &ContactError) {
+        let jitter = 0.1 + 0.1 * self.shared.random.unit();
+        let pause = Duration::from_secs_f64(jitter * 1.5_f64.powi(self.failed_fetches.min(20)));
+        self.failed_fetches = self.failed_fetches.saturating_add(1);
+        self.fetch_at = Some(Instant::now() + pause.min(LONGEST_PAUSE));
+        tracing::warn!(
+            client = %self.contact.client(),
+            %error,
+            "cannot fetch messages for a stream, trying again"
+        );
+    }
+
+    /// Stops reading; what was received is still processed and acknowledged.
+    fn finish(&mut self) {
+        self.finish_by
+            .get_or_insert_with(|| Instant::now() + OVERRUN);
+        if self.sending == Sending::Open {
+            self.sending = Sending::Done;
+        }
+    }
+}
+
+/// Why a stream ended, for the log.
+enum EndReason {
+    Agent,
+    Lifetime,
+    Stop,
+    SlowReader,
+    Failed(String),
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Agent => "the agent closed it",
+            Self::Lifetime => "its time was over",
+            Self::Stop => "the server stops",
+            Self::SlowReader => "the agent does not read",
+            Self::Failed(reason) => reason,
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! The start of a stream: its first record decides whether there is one
+//! (protocol specification section 2.7).
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fleethold_proto::fleetspeak::WrappedContactData;
+use http::{Request, StatusCode};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::HANDLING_LIMIT;
+use super::body::{Encoding, PlainBody};
+use super::connection::Connection;
+use super::framing::{RecordError, RecordReader};
+use super::reply::{Refusal, Reply, octets, peer};
+use super::session::Session;
+use crate::contacts::ContactKind;
+
+/// How long the agent may take for its first record.
+const FIRST_RECORD_LIMIT: Duration = Duration::from_secs(3 * 60);
+
+/// How many frames wait between a stream and its connection.
+const WAITING_FRAMES: usize = 2;
+
+impl From<RecordError> for Refusal {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::Body(error) => error.into(),
+            error => Self::bad_request(error.to_string()),
+        }
+    }
+}
+
+/// Answers the request for a stream once its first record is accepted; a task
+/// of its own keeps the stream from then on.
+pub(super) async fn start(
+    connection: &Connection,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    let started = Instant::now();
+    let peer = peer(connection)?;
+    let encoding = Encoding::of(request.headers())?;
+
+    let shared = &connection.shared;
+    let body = PlainBody::new(request.into_body(), encoding);
+    let mut records = RecordReader::new(body, shared.budget.clone());
+    let first = async {
+        records.magic().await?;
+        records.next().await
+    };
+    let first = tokio::time::timeout(FIRST_RECORD_LIMIT, first)
+        .await
+        .map_err(|_| Refusal::bad_request("the first record took too long"))??
+        .ok_or_else(|| Refusal::bad_request("the stream has no record"))?;
+    let record = WrappedContactData::decode(first.bytes).map_err(|error| {
+        Refusal::bad_request(format!("the first record is no contact: {error}"))
+    })?;
+
+    // Before messages are fetched, or one that comes in between would wait.
+    let wake_ups = shared.streams.register(peer.client);
+    let exchange = async {
+        let contact = shared
+            .contacts
+            .begin(peer, record, ContactKind::Stream)
+            .await?;
+        let delivery = contact.take_messages().await?;
+        Ok::<_, Refusal>((contact, delivery))
+    };
+    let (contact, delivery) = tokio::time::timeout(HANDLING_LIMIT, Box::pin(exchange))
+        .await
+        .map_err(|_| {
+            let reason = format!(
+                "a stream's start took more than {} s",
+                HANDLING_LIMIT.as_secs()
+            );
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, reason)
+        })??;
+    drop(first.charge);
+
+    let (sender, frames) = mpsc::channel(WAITING_FRAMES);
+    let session = Session::new(
+        Arc::clone(shared),
+        Arc::new(contact),
+        wake_ups,
+        sender,
+        started,
+        delivery,
+    );
+    shared.tasks.spawn(session.run(records));
+    Ok(octets(Frames(frames)))
+}
+
+/// The answer to a stream: the frames of its session.
+struct Frames(mpsc::Receiver<Bytes>);
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0
+            .poll_recv(context)
+            .map(|frame| frame.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
