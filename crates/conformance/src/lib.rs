@@ -59,12 +59,14 @@
 mod broadcasts;
 mod checks;
 mod clients;
+mod contacts;
 mod durability;
 mod files;
 mod lifecycle;
 mod messages;
 mod processor;
 mod samples;
+mod usage;
 
 use std::any::Any;
 use std::process::ExitCode;
@@ -198,6 +200,8 @@ struct Topic {
 const TOPICS: &[Topic] = &[
     Topic::for_all("messages", messages::CASES),
     Topic::for_all("clients", clients::CASES),
+    Topic::for_all("contacts", contacts::CASES),
+    Topic::for_all("usage", usage::CASES),
     Topic::for_all("broadcasts", broadcasts::CASES),
     Topic::for_all("files", files::CASES),
     Topic::for_all("processor", processor::CASES),

@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use fleethold_proto::fleetspeak::server::Broadcast;
+use fleethold_proto::fleetspeak::server::{Broadcast, Client};
 use fleethold_proto::fleetspeak::{Address, Label, Message, MessageResult};
 use fleethold_proto::{Any, Timestamp};
 use fleethold_store::{BroadcastId, ClientData, ClientId, ContactData, MessageId};
+use futures::future::join_all;
 
 use crate::Bed;
 
@@ -29,6 +30,18 @@ impl Bed {
             .add_client(id, &data)
             .await
             .expect("a new client");
+    }
+
+    /// Adds clients without key and labels, all at once.
+    pub(crate) async fn add_clients(&self, ids: impl Iterator<Item = ClientId>) {
+        join_all(ids.map(|id| self.add_client(id))).await;
+    }
+
+    /// Returns the one client with this id.
+    pub(crate) async fn client(&self, id: ClientId) -> Client {
+        let mut found = self.store.list_clients(&[id]).await.expect("a list");
+        assert_eq!(found.len(), 1, "one entry for one known id");
+        found.remove(0)
     }
 
     /// Stores messages outside of any contact.
@@ -193,6 +206,15 @@ pub(crate) fn contact(client: ClientId) -> ContactData {
         client_clock: Some(seconds(21)),
         streaming_to: None,
         labels: Vec::new(),
+    }
+}
+
+/// Returns the message without source and type that B-097 saves.
+pub(crate) fn bare_message(number: u64, client: ClientId) -> Message {
+    Message {
+        source: None,
+        message_type: String::new(),
+        ..to_client(number, client)
     }
 }
 
