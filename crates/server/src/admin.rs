@@ -12,6 +12,8 @@ mod parse;
 mod request_limit;
 mod status;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

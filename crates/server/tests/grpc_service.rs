@@ -51,7 +51,10 @@ fn start_back_end(path: &Path, code: Code) -> mpsc::UnboundedReceiver<Message> {
 async fn start_server(config: &grpcservice::Config) -> Result<Server, String> {
     let clock = Arc::new(ManualClock::at(1_000));
     let random = Arc::new(Random::seeded(1));
-    let store = Arc::new(MemoryStore::new(clock.clone(), random.clone()));
+    let store = Arc::new(MemoryStore::new(
+        Arc::<ManualClock>::clone(&clock),
+        Arc::clone(&random),
+    ));
     let config = Config {
         admin: Some(AdminConfig {
             listen: "127.0.0.1:0".to_owned(),

@@ -1,5 +1,7 @@
 //! Clients: records, contacts, blacklist and resource usage.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::server::{
     Client, ClientContact, ClientResourceUsageRecord, FetchClientResourceUsageRecordsRequest,
@@ -11,9 +13,9 @@ use futures::stream::{self, BoxStream};
 use tonic::Status;
 
 use super::Admin;
+use super::parse;
 use super::status::status;
-use super::{parse, stream::owned};
-use std::sync::Arc;
+use super::stream::owned;
 
 impl Admin {
     /// Returns records of clients: of all if there are no ids at all.

@@ -44,3 +44,61 @@ where
     let reading = stream::once(reading).filter_map(|()| ready(None));
     stream::select(ReceiverStream::new(receiver), reading).boxed()
 }
+
+#[cfg(test)]
+mod tests {
+    use fleethold_store::{
+        ClientData, ClientId, ClientStore, ManualClock, MemoryStore, Random, Store,
+    };
+    use tonic::Code;
+
+    use super::*;
+
+    async fn store_with_clients(count: u64) -> Arc<MemoryStore> {
+        let clock = Arc::new(ManualClock::at(1_000));
+        let store = Arc::new(MemoryStore::new(clock, Arc::new(Random::seeded(1))));
+        for number in 0..count {
+            let client = ClientId::new(number.to_be_bytes());
+            store
+                .add_client(client, &ClientData::default())
+                .await
+                .unwrap();
+        }
+        store
+    }
+
+    fn ids(store: &Arc<MemoryStore>) -> BoxStream<'static, std::result::Result<ClientId, Status>> {
+        let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(store);
+        owned(store, |store| store.stream_client_ids(true, None), |id| id)
+    }
+
+    #[tokio::test]
+    async fn items_come_in_order_and_the_store_is_free_after_the_last() {
+        let store = store_with_clients(1_000).await;
+        let found: Vec<_> = ids(&store).map(Result::unwrap).collect().await;
+        let expected = (0..1_000_u64).map(|number| ClientId::new(number.to_be_bytes()));
+        assert!(found.into_iter().eq(expected));
+        assert_eq!(Arc::strong_count(&store), 1);
+    }
+
+    #[tokio::test]
+    async fn caller_that_goes_away_ends_the_reading() {
+        let store = store_with_clients(1_000).await;
+        let mut ids = ids(&store);
+        ids.next().await.unwrap().unwrap();
+        assert_eq!(Arc::strong_count(&store), 2);
+        drop(ids);
+        assert_eq!(Arc::strong_count(&store), 1);
+    }
+
+    #[tokio::test]
+    async fn error_of_the_store_ends_the_answer_with_its_code() {
+        let store = store_with_clients(1).await;
+        store.close().await.unwrap();
+        let found: Vec<_> = ids(&store).collect().await;
+        let [Err(status)] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(status.code(), Code::Unavailable);
+    }
+}

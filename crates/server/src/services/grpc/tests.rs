@@ -263,7 +263,7 @@ async fn self_signed_certificate_is_trusted_when_it_is_configured() {
     ] {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        params.is_ca = is_ca.clone();
+        params.is_ca = is_ca;
         let certificate = params.self_signed(&key).unwrap().pem();
         let back_end = Scripted::default();
         let addr = back_end.serve_tls(&certificate, &key.serialize_pem()).await;
