@@ -1,6 +1,6 @@
 //! Broadcasts.
 
-use crate::harness::{Agent, AgentOptions, Bed};
+use crate::harness::{AgentOptions, Bed};
 
 const LABELLED: AgentOptions = AgentOptions {
     label: Some("canary"),
@@ -19,7 +19,7 @@ fn a_broadcast_reaches_each_agent_with_its_label_once() {
         },
     );
     let other = bed.start_agent("other", AgentOptions::STREAMING);
-    let agents = [streaming, polling, other];
+    let mut agents = [streaming, polling, other];
     let clients = agents.each_ref().map(|agent| bed.service.client_of(agent));
 
     bed.service
@@ -32,9 +32,8 @@ fn a_broadcast_reaches_each_agent_with_its_label_once() {
     }
 
     // Whatever else the server owes the agents comes with a new contact.
-    let mut agents = agents;
-    agents.iter_mut().for_each(Agent::start_again);
-    for client in &clients {
+    for (agent, client) in agents.iter_mut().zip(&clients) {
+        bed.restart(agent, client);
         bed.service.exchange(client, "one more");
     }
     let times = agents

@@ -45,7 +45,7 @@ fn an_agent_keeps_its_identity_over_a_restart() {
     let mut agent = bed.start_agent("one", AgentOptions::STREAMING);
     let client = bed.service.client_of(&agent);
     bed.service.exchange(&client, "before");
-    agent.start_again();
+    bed.restart(&mut agent, &client);
     bed.service.exchange(&client, "after");
     assert_eq!(bed.service.client_of(&agent).id, client.id);
 }

@@ -102,11 +102,11 @@ fn many_answers_arrive(options: AgentOptions) {
 
 #[test]
 fn messages_for_an_absent_agent_wait_for_it() {
-    let bed = Bed::start();
+    let mut bed = Bed::start();
     let mut agent = bed.start_agent("one", AgentOptions::POLLING);
     let client = bed.service.client_of(&agent);
     bed.service.exchange(&client, "present");
-    agent.kill();
+    bed.take_away(&mut agent);
 
     // More than one contact may carry.
     let texts: Vec<_> = (0..120).map(|number| format!("absent-{number}")).collect();

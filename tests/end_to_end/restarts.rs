@@ -16,9 +16,7 @@ fn messages_accepted_before_a_sigkill_reach_the_agent() {
         .map(|number| bed.service.exchange(&client, &format!("finished-{number}")))
         .collect();
     bed.service.wait_until_done(&finished);
-    // What the server has handed out and nobody acknowledged is due again only
-    // after a quarter of an hour; so it must not hand out anything now.
-    agent.kill();
+    bed.take_away(&mut agent);
 
     // The connector repeats a call that fails, under the same message id.
     let accepted = Mutex::new(Vec::new());

@@ -10,6 +10,8 @@ ends when stdin does.
         -> [{"known": B, "done": B, "failure": TEXT or null}]
     {"do": "clients"}
         -> [{"id": ID, "labels": ["service:label"], "blacklisted": B}]
+    {"do": "addresses", "client": ID}
+        -> ["HOST:PORT"]   of all contacts
     {"do": "broadcast", "text": TEXT, "labels": ["service:label"], "limit": N}
         -> null
 """
@@ -99,6 +101,11 @@ class Service:
             }
             for client in clients
         ]
+
+    def addresses(self, client):
+        request = admin_pb2.ListClientContactsRequest(client_id=bytes.fromhex(client))
+        contacts = self.admin.ListClientContacts(request, timeout=CALL_SECONDS).contacts
+        return [contact.observed_address for contact in contacts]
 
     def broadcast(self, text, labels, limit):
         request = admin_pb2.CreateBroadcastRequest(limit=limit)

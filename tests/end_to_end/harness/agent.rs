@@ -115,9 +115,8 @@ impl Agent {
         self.process.kill();
     }
 
-    /// Starts the agent again, with the same identity.
+    /// Starts the agent again after its end, with the same identity.
     pub(crate) fn start_again(&mut self) {
-        self.process.kill();
         self.process = run(&self.dir, &self.config);
     }
 

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 pub(crate) use agent::{Agent, AgentOptions};
 pub(crate) use server::{Server, free_address, text};
-pub(crate) use service::{ServerSideService, Status};
+pub(crate) use service::{Client, ServerSideService, Status};
 pub(crate) use upstream::{fleetspeak_admin, fleetspeak_config};
 pub(crate) use wait::{wait_until, wait_within};
 
@@ -47,6 +47,31 @@ impl Bed {
     /// Starts an agent that carries its `name` as a label.
     pub(crate) fn start_agent(&self, name: &str, options: AgentOptions) -> Agent {
         Agent::start(&self.dir.path().join(name), &self.server, name, options)
+    }
+
+    /// Ends the agent, for good or until it is started again.
+    ///
+    /// What the server puts into a dying connection is due again only after a
+    /// quarter of an hour. So the server starts anew, without connections.
+    pub(crate) fn take_away(&mut self, agent: &mut Agent) {
+        agent.kill();
+        self.server.kill();
+        self.server.start_again();
+    }
+
+    /// Starts the agent anew and waits until it has reached the server.
+    pub(crate) fn restart(&self, agent: &mut Agent, client: &Client) {
+        agent.kill();
+        let before = self.service.addresses_of(client);
+        agent.start_again();
+        wait_until("contact from a new address", || {
+            let addresses = self.service.addresses_of(client);
+            if addresses.is_subset(&before) {
+                Err(addresses)
+            } else {
+                Ok(())
+            }
+        });
     }
 
     /// A directory for files of the case.

@@ -151,6 +151,12 @@ impl ServerSideService {
         })
     }
 
+    /// Returns the addresses from which the client has made contact.
+    pub(crate) fn addresses_of(&self, client: &Client) -> HashSet<String> {
+        let answer = self.ask(&json!({ "do": "addresses", "client": client.id }));
+        array(&answer).iter().map(string).collect()
+    }
+
     /// Sends `text` to the client's echo service and returns the message's id
     /// once the echo is here.
     pub(crate) fn exchange(&self, client: &Client, text: &str) -> String {
