@@ -56,12 +56,14 @@
 //! If the comma-separated environment variable `FLEETHOLD_REQUIRE` names the
 //! harness, they fail instead.
 
+mod allocations;
 mod broadcasts;
 mod checks;
 mod clients;
 mod contacts;
 mod durability;
 mod files;
+mod groups;
 mod lifecycle;
 mod messages;
 mod processor;
@@ -203,6 +205,8 @@ const TOPICS: &[Topic] = &[
     Topic::for_all("contacts", contacts::CASES),
     Topic::for_all("usage", usage::CASES),
     Topic::for_all("broadcasts", broadcasts::CASES),
+    Topic::for_all("groups", groups::CASES),
+    Topic::for_all("allocations", allocations::CASES),
     Topic::for_all("files", files::CASES),
     Topic::for_all("processor", processor::CASES),
     Topic::for_all("lifecycle", lifecycle::CASES),
