@@ -346,7 +346,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "the cases about clients, broadcasts, files and the processor follow"]
     fn every_behaviour_of_the_specification_is_named_by_a_case() {
         let named: BTreeSet<_> = TOPICS
             .iter()

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use fleethold_proto::fleetspeak::monitoring::{AggregatedResourceUsage, ResourceUsageData};
 use fleethold_proto::fleetspeak::server::{Broadcast, Client};
 use fleethold_proto::fleetspeak::{Address, Label, Message, MessageResult};
 use fleethold_proto::{Any, Timestamp};
@@ -226,5 +227,30 @@ pub(crate) fn broadcast(number: u64) -> Broadcast {
         message_type: "test broadcast".into(),
         data: Some(data("broadcast payload")),
         ..Broadcast::default()
+    }
+}
+
+/// Returns a report of a client's resource usage.
+pub(crate) fn usage_report() -> ResourceUsageData {
+    ResourceUsageData {
+        scope: "test-scope".into(),
+        pid: 1234,
+        process_start_time: Some(Timestamp {
+            seconds: 1_234_567_890,
+            nanos: 98_765,
+        }),
+        data_timestamp: Some(seconds(1_234_567_891)),
+        resource_usage: Some(AggregatedResourceUsage {
+            mean_user_cpu_rate: 50.0,
+            max_user_cpu_rate: 60.0,
+            mean_system_cpu_rate: 70.0,
+            max_system_cpu_rate: 80.0,
+            mean_resident_memory: 190.0 * 1_048_576.0,
+            max_resident_memory: 200 * 1_048_576,
+            mean_num_fds: 13.4,
+            max_num_fds: 42,
+        }),
+        process_terminated: true,
+        ..ResourceUsageData::default()
     }
 }

@@ -8,7 +8,7 @@ use fleethold_proto::fleetspeak::server::ClientResourceUsageRecord;
 use fleethold_store::{Clock, ErrorKind, clock};
 
 use crate::checks::{assert_refused, assert_same};
-use crate::samples::{C1, C2, at, seconds};
+use crate::samples::{C1, C2, seconds, usage_report};
 use crate::{Bed, cases};
 
 const MIB: f64 = 1_048_576.0;
@@ -31,7 +31,7 @@ async fn b_073_to_078_usage_is_found_by_its_time(bed: Bed) {
     bed.add_client(C1).await;
     let before = clock::timestamp(bed.clock.now());
     bed.clock.advance(Duration::from_millis(3));
-    let report = report();
+    let report = usage_report();
     record(&bed, &report).await;
 
     let minute_later = Timestamp {
@@ -82,7 +82,7 @@ async fn absent_usage_counts_as_zero(bed: Bed) {
     bed.add_client(C1).await;
     let report = ResourceUsageData {
         resource_usage: None,
-        ..report()
+        ..usage_report()
     };
     record(&bed, &report).await;
     let expected = ClientResourceUsageRecord {
@@ -127,7 +127,7 @@ async fn numbers_out_of_range_saturate(bed: Bed) {
         let report = ResourceUsageData {
             pid: i64::MIN,
             resource_usage: Some(usage),
-            ..report()
+            ..usage_report()
         };
         bed.clock.advance(Duration::from_secs(1));
         record(&bed, &report).await;
@@ -166,7 +166,7 @@ async fn fractions_are_truncated(bed: Bed) {
     };
     let report = ResourceUsageData {
         resource_usage: Some(usage),
-        ..report()
+        ..usage_report()
     };
     record(&bed, &report).await;
     let found = &fetch_all(&bed).await[0];
@@ -194,7 +194,7 @@ async fn times_out_of_range_saturate(bed: Bed) {
     let report = ResourceUsageData {
         process_start_time: Some(early),
         data_timestamp: Some(late),
-        ..report()
+        ..usage_report()
     };
     record(&bed, &report).await;
     let found = &fetch_all(&bed).await[0];
@@ -227,11 +227,11 @@ async fn usage_without_valid_times_is_refused(bed: Bed) {
     ] {
         let wrong_start = ResourceUsageData {
             process_start_time: wrong,
-            ..report()
+            ..usage_report()
         };
         let wrong_data = ResourceUsageData {
             data_timestamp: wrong,
-            ..report()
+            ..usage_report()
         };
         for report in [wrong_start, wrong_data] {
             assert_refused(
@@ -247,7 +247,9 @@ async fn usage_without_valid_times_is_refused(bed: Bed) {
 async fn usage_of_an_unknown_client_is_not_found(bed: Bed) {
     assert_refused(
         "`NotFound` for an unknown client",
-        bed.store.record_resource_usage_data(C1, &report()).await,
+        bed.store
+            .record_resource_usage_data(C1, &usage_report())
+            .await,
         ErrorKind::NotFound,
     );
     assert_same(
@@ -267,7 +269,7 @@ async fn overlong_scope_is_cut(bed: Bed) {
     bed.add_client(C1).await;
     let report = ResourceUsageData {
         scope: "ä".repeat(129),
-        ..report()
+        ..usage_report()
     };
     record(&bed, &report).await;
     let found = &fetch_all(&bed).await[0].scope;
@@ -279,7 +281,10 @@ async fn records_are_fetched_by_time_received(bed: Bed) {
     bed.add_client(C2).await;
     for (second, pid) in [(300, 3), (100, 1), (400, 4), (200, 2)] {
         bed.clock.set(second);
-        let report = ResourceUsageData { pid, ..report() };
+        let report = ResourceUsageData {
+            pid,
+            ..usage_report()
+        };
         record(&bed, &report).await;
         bed.store
             .record_resource_usage_data(C2, &report)
@@ -312,30 +317,6 @@ async fn range_of_a_fetch_must_be_valid(bed: Bed) {
             bed.store.fetch_resource_usage_records(C1, start, end).await,
             ErrorKind::InvalidArgument,
         );
-    }
-}
-
-fn report() -> ResourceUsageData {
-    ResourceUsageData {
-        scope: "test-scope".into(),
-        pid: 1234,
-        process_start_time: Some(Timestamp {
-            seconds: 1_234_567_890,
-            nanos: 98_765,
-        }),
-        data_timestamp: Some(clock::timestamp(at(1_234_567_891))),
-        resource_usage: Some(AggregatedResourceUsage {
-            mean_user_cpu_rate: 50.0,
-            max_user_cpu_rate: 60.0,
-            mean_system_cpu_rate: 70.0,
-            max_system_cpu_rate: 80.0,
-            mean_resident_memory: 190.0 * MIB,
-            max_resident_memory: 200 * 1_048_576,
-            mean_num_fds: 13.4,
-            max_num_fds: 42,
-        }),
-        process_terminated: true,
-        ..ResourceUsageData::default()
     }
 }
 

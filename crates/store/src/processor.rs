@@ -80,10 +80,10 @@ impl ProcessorSlot {
         processor: Arc<dyn MessageProcessor>,
     ) {
         let mut running = self.running.lock().await;
-        if let Some(old) = running.take() {
+        if running.is_some() {
             tracing::warn!("replacing a registered message processor");
-            old.stop().await;
         }
+        stop(&mut running).await;
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(run(self.options, store, processor, stopped));
         *running = Some(Running { stop, task });
@@ -91,18 +91,18 @@ impl ProcessorSlot {
 
     /// Returns after the running call of the processor; no further one starts.
     pub async fn stop(&self) {
-        if let Some(running) = self.running.lock().await.take() {
-            running.stop().await;
-        }
+        stop(&mut *self.running.lock().await).await;
     }
 }
 
-impl Running {
-    async fn stop(self) {
-        self.stop.send_replace(true);
-        if let Err(error) = self.task.await {
+async fn stop(slot: &mut Option<Running>) {
+    // A dropped stop leaves the loop in its place for the next one to wait for.
+    if let Some(running) = slot {
+        running.stop.send_replace(true);
+        if let Err(error) = (&mut running.task).await {
             tracing::error!(%error, "the message processor's loop ended badly");
         }
+        *slot = None;
     }
 }
 
