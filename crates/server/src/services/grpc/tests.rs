@@ -8,8 +8,11 @@ use bytes::Bytes;
 use fleethold_proto::Any;
 use fleethold_proto::fleetspeak::grpcservice::processor_server::{Processor, ProcessorServer};
 use fleethold_proto::fleetspeak::{Address, Annotations, EmptyMessage, ValidationInfo};
+use futures::FutureExt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::Response;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
@@ -80,10 +83,13 @@ impl Scripted {
         addr
     }
 
-    fn serve_unix(&self, path: &Path) {
-        let listener = UnixListener::bind(path).unwrap();
+    /// Serves on a socket until the sender is used, then closes all connections.
+    fn serve_unix(&self, path: &Path) -> (oneshot::Sender<()>, JoinHandle<()>) {
+        let listener = UnixListenerStream::new(UnixListener::bind(path).unwrap());
         let server = Server::builder().add_service(ProcessorServer::new(self.clone()));
-        tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+        let (stop, stopped) = oneshot::channel();
+        let serving = server.serve_with_incoming_shutdown(listener, stopped.map(drop));
+        (stop, tokio::spawn(serving.map(Result::unwrap)))
     }
 }
 
@@ -249,9 +255,18 @@ async fn service_may_start_after_the_server_and_may_be_restarted() {
     assert!(text.contains("Unavailable"), "{text}");
 
     let back_end = Scripted::default();
-    back_end.serve_unix(&path);
+    let (stop, stopped) = back_end.serve_unix(&path);
     process(&service, PLENTY).await.unwrap();
     assert_eq!(back_end.calls(), 1);
+
+    stop.send(()).unwrap();
+    stopped.await.unwrap();
+    let error = process(&service, SHORT).await.unwrap_err();
+    assert!(matches!(error, ServiceError::Temporary(_)), "{error:?}");
+    std::fs::remove_file(&path).unwrap();
+    let _running = back_end.serve_unix(&path);
+    process(&service, PLENTY).await.unwrap();
+    assert_eq!(back_end.calls(), 2);
 }
 
 #[tokio::test]
