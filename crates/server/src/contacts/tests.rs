@@ -33,17 +33,18 @@ fn bed() -> Bed {
 }
 
 fn bed_with(required_label: Option<&str>) -> Bed {
-    let clock = Arc::new(ManualClock::at(NOW));
+    let manual = Arc::new(ManualClock::at(NOW));
+    let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&manual);
     let random = Arc::new(Random::seeded(1));
-    let memory = Arc::new(MemoryStore::new(clock.clone(), Arc::clone(&random)));
-    let store: Arc<dyn Store> = memory.clone();
+    let memory = Arc::new(MemoryStore::new(Arc::clone(&clock), Arc::clone(&random)));
+    let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(&memory);
     let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
     let streams = Arc::new(Streams::default());
     let system = SystemService {
         store: Arc::clone(&store),
         cache: Arc::clone(&cache),
         streams: Arc::clone(&streams),
-        clock: clock.clone(),
+        clock: Arc::clone(&clock),
     };
     let sink = ServiceConfig {
         name: "sink".into(),
@@ -55,12 +56,12 @@ fn bed_with(required_label: Option<&str>) -> Bed {
         system,
         Arc::clone(&store),
         Arc::clone(&cache),
-        clock.clone(),
+        Arc::clone(&clock),
     );
     let broadcasts = Broadcasts::new(
         Arc::clone(&store),
         Arc::clone(&streams),
-        clock.clone(),
+        Arc::clone(&clock),
         Arc::clone(&random),
         Duration::from_secs(60),
     );
@@ -69,14 +70,14 @@ fn bed_with(required_label: Option<&str>) -> Bed {
         cache,
         services: Arc::new(services.unwrap_or_else(|error| panic!("{error}"))),
         broadcasts: Arc::new(broadcasts),
-        clock: clock.clone(),
+        clock: Arc::clone(&clock),
         random,
         required_label: required_label.map(str::to_owned),
         streaming_to: "here".into(),
     });
     Bed {
         store: memory,
-        clock,
+        clock: manual,
         streams,
         contacts,
     }

@@ -43,20 +43,20 @@ struct Bed {
 }
 
 fn bed(max_parallelism: u32) -> Bed {
-    let clock = Arc::new(ManualClock::at(1000));
-    let memory = Arc::new(MemoryStore::new(clock.clone(), Arc::new(Random::seeded(1))));
-    let store: Arc<dyn Store> = memory.clone();
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1000));
+    let memory = Arc::new(MemoryStore::new(Arc::clone(&clock), Arc::new(Random::seeded(1))));
+    let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(&memory);
     let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
     let system = system::SystemService {
         store: Arc::clone(&store),
         cache: Arc::clone(&cache),
         streams: Arc::new(Streams::default()),
-        clock: clock.clone(),
+        clock: Arc::clone(&clock),
     };
     let mut services =
         Services::new(&[], system, store, cache, clock).unwrap_or_else(|error| panic!("{error}"));
     let service = Arc::new(Obedient::default());
-    services.install("obedient", service.clone(), max_parallelism);
+    services.install("obedient", Arc::<Obedient>::clone(&service), max_parallelism);
     Bed {
         services: Arc::new(services),
         service,
@@ -138,7 +138,7 @@ async fn p_154_stored_message_is_processed_at_once() {
     let bed = bed(0);
     let message = message(1, "succeed");
     bed.store
-        .store_messages(&[message.clone()], None)
+        .store_messages(std::slice::from_ref(&message), None)
         .await
         .unwrap();
     bed.services.process_stored(message);
