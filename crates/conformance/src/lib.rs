@@ -59,6 +59,7 @@
 mod allocations;
 mod broadcasts;
 mod checks;
+mod claims;
 mod clients;
 mod contacts;
 mod durability;
@@ -67,7 +68,9 @@ mod groups;
 mod lifecycle;
 mod messages;
 mod processor;
+mod results;
 mod samples;
+mod saves;
 mod usage;
 
 use std::any::Any;
@@ -201,10 +204,13 @@ struct Topic {
 
 const TOPICS: &[Topic] = &[
     Topic::for_all("messages", messages::CASES),
+    Topic::for_all("results", results::CASES),
+    Topic::for_all("claims", claims::CASES),
     Topic::for_all("clients", clients::CASES),
     Topic::for_all("contacts", contacts::CASES),
     Topic::for_all("usage", usage::CASES),
     Topic::for_all("broadcasts", broadcasts::CASES),
+    Topic::for_all("saves", saves::CASES),
     Topic::for_all("groups", groups::CASES),
     Topic::for_all("allocations", allocations::CASES),
     Topic::for_all("files", files::CASES),

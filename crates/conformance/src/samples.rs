@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::monitoring::{AggregatedResourceUsage, ResourceUsageData};
 use fleethold_proto::fleetspeak::server::{Broadcast, Client};
-use fleethold_proto::fleetspeak::{Address, Label, Message, MessageResult};
+use fleethold_proto::fleetspeak::{Address, Label, Message, MessageResult, ValidationInfo};
 use fleethold_proto::{Any, Timestamp};
 use fleethold_store::{BroadcastId, ClientData, ClientId, ContactData, MessageId};
 use futures::future::join_all;
@@ -252,5 +252,11 @@ pub(crate) fn usage_report() -> ResourceUsageData {
         }),
         process_terminated: true,
         ..ResourceUsageData::default()
+    }
+}
+
+pub(crate) fn tags(value: &str) -> ValidationInfo {
+    ValidationInfo {
+        tags: [("result".to_owned(), value.to_owned())].into(),
     }
 }
