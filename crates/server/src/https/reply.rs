@@ -63,7 +63,7 @@ impl From<Refusal> for Reply {
             StatusCode::INTERNAL_SERVER_ERROR => "internal error\n".into(),
             _ => format!("{}\n", refusal.reason),
         };
-        let mut reply = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
+        let mut reply = Self::new(Full::new(Bytes::from(text)).boxed_unsync());
         *reply.status_mut() = refusal.status;
         let headers = reply.headers_mut();
         headers.insert(

@@ -1,0 +1,10 @@
+//! The port for agents over real connections. P-numbers: protocol specification section 7.
+
+#[path = "../agent/mod.rs"]
+mod agent;
+mod bed;
+mod files;
+mod message;
+mod records;
+mod streaming;
+mod tls;
