@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// minutes; what takes longer is an answer that nobody reads.
 const STALLED_AFTER: Duration = Duration::from_secs(6 * 60);
 
+/// How often a busy connection is looked at when the server stops.
+const STOPPING_PAUSE: Duration = Duration::from_millis(50);
+
 /// How long a connection may serve no request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct IdleLimits {
@@ -96,11 +99,10 @@ impl Activity {
         if state.requests > state.streams && stalled <= now {
             return Verdict::Stalled;
         }
-        // Early enough to notice soon that the last request has ended.
-        let pause = if stopping {
-            self.limits.first / 100
-        } else {
-            self.limits.first
+        // Often enough to notice in time that the last request has ended.
+        let pause = match stopping {
+            true => STOPPING_PAUSE,
+            false => self.limits.first.min(self.limits.between),
         };
         Verdict::Fine(now + pause)
     }

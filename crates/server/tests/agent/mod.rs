@@ -3,7 +3,11 @@
 //!
 //! It shares nothing with the server but the wire types.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test program uses a part of it"
+)]
 
 mod stream;
 

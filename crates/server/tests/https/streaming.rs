@@ -170,6 +170,7 @@ async fn p_067_agent_without_the_required_label_is_refused() {
 }
 
 #[tokio::test]
+#[expect(clippy::print_stdout, reason = "the measured figure is worth reading")]
 async fn p_074_message_for_a_connected_agent_arrives_at_once() {
     let bed = Bed::start().await;
     let mut admin = bed.admin().await;
