@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fleethold_store::{
     ALLOCATION_GRACE, AllocationInfo, BROADCAST_UNLIMITED, BroadcastId, ClientId, Clock, ErrorKind,
@@ -12,7 +12,7 @@ use futures::future::join_all;
 
 use crate::broadcasts::{active, five_broadcasts};
 use crate::checks::{assert_refused, assert_same};
-use crate::samples::{C1, broadcast, broadcast_id, client_id, to_client};
+use crate::samples::{C1, at, broadcast, broadcast_id, client_id, to_client};
 use crate::{Bed, cases};
 
 const LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -140,7 +140,7 @@ async fn wrong_fraction_or_expiry_is_refused(bed: Bed) {
             ErrorKind::InvalidArgument,
         );
     }
-    let year_10000 = crate::samples::at(253_402_300_800);
+    let year_10000 = at(253_402_300_800);
     assert_refused(
         "`InvalidArgument` for an expiry after the year 9999",
         bed.store.create_allocation(id, 0.5, year_10000).await,
@@ -350,7 +350,7 @@ async fn many_servers_send_exactly_the_limit(bed: Bed) {
 async fn serve(
     store: Arc<dyn Store>,
     id: BroadcastId,
-    expiry: std::time::SystemTime,
+    expiry: SystemTime,
     waiting: Arc<Mutex<VecDeque<ClientId>>>,
 ) -> u64 {
     let mut total = 0;

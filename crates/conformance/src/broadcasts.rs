@@ -3,8 +3,9 @@
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::server::Broadcast;
+use fleethold_store::clock::timestamp;
 use fleethold_store::{
-    BROADCAST_DISABLED, BROADCAST_UNLIMITED, BroadcastId, BroadcastInfo, ErrorKind,
+    BROADCAST_DISABLED, BROADCAST_UNLIMITED, BroadcastId, BroadcastInfo, Clock, ErrorKind,
     MAX_PAYLOAD_BYTES,
 };
 
@@ -323,7 +324,7 @@ async fn disabling_many_passes_over_unknown_ones(bed: Bed) {
 
 /// Creates the broadcasts of B-079 and returns them.
 pub(crate) async fn five_broadcasts(bed: &Bed) -> [Broadcast; 5] {
-    let now = fleethold_store::clock::timestamp(fleethold_store::Clock::now(&*bed.clock));
+    let now = timestamp(bed.clock.now());
     let mut broadcasts = [0, 1, 2, 3, 4].map(broadcast);
     broadcasts[0].destination = Some(address(None, "destination service"));
     broadcasts[1].expiration_time = Some(seconds(200_000));

@@ -1,11 +1,13 @@
 //! Claims of messages to a client (specification section 3.2.8).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::Message;
 use fleethold_store::{Clock, ServiceLimits, clock};
+use futures::future::join_all;
 
 use crate::checks::{assert_messages, assert_same};
 use crate::samples::{
@@ -286,11 +288,11 @@ async fn concurrent_claims_never_share_a_message(bed: Bed) {
             .collect();
         bed.send(&messages).await;
         let claims = (0..8).map(|_| {
-            let store = std::sync::Arc::clone(&bed.store);
+            let store = Arc::clone(&bed.store);
             tokio::spawn(async move { store.client_messages_for_processing(C1, 20, None).await })
         });
         let mut claimed = Vec::new();
-        for claim in futures::future::join_all(claims).await {
+        for claim in join_all(claims).await {
             claimed.extend(ids_of(&claim.unwrap().unwrap()));
         }
         claimed.sort();
@@ -306,7 +308,7 @@ async fn concurrent_claims_keep_service_limits(bed: Bed) {
     let messages: Vec<_> = (0..50).map(|number| to_client(number, C1)).collect();
     bed.send(&messages).await;
     let claims = (0..8).map(|_| {
-        let store = std::sync::Arc::clone(&bed.store);
+        let store = Arc::clone(&bed.store);
         tokio::spawn(async move {
             let limits = ServiceLimits::from([(SERVICE.to_owned(), 5)]);
             store
@@ -314,7 +316,7 @@ async fn concurrent_claims_keep_service_limits(bed: Bed) {
                 .await
         })
     });
-    for claim in futures::future::join_all(claims).await {
+    for claim in join_all(claims).await {
         let claimed = claim.unwrap().unwrap();
         assert_eq!(
             claimed.len(),

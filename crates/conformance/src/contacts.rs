@@ -1,5 +1,6 @@
 //! Contacts of clients and the messages that came and went with them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -417,7 +418,7 @@ async fn unknown_contact_cannot_be_linked(bed: Bed) {
     }
 }
 
-async fn record_contacts(bed: &Bed, nonces: std::ops::Range<u64>) {
+async fn record_contacts(bed: &Bed, nonces: Range<u64>) {
     bed.add_client(C1).await;
     let contacts: Vec<_> = nonces
         .map(|nonce_sent| ContactData {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -171,7 +172,7 @@ async fn failing_reader_stores_nothing(bed: Bed) {
 
 async fn slow_upload_holds_up_nobody(bed: Bed) {
     let (mut sender, mut receiver) = tokio::io::duplex(16);
-    let store = std::sync::Arc::clone(&bed.store);
+    let store = Arc::clone(&bed.store);
     let upload = tokio::spawn(async move { store.store_file(FILE.0, FILE.1, &mut receiver).await });
     // More than the pipe holds: the store has begun to read.
     sender.write_all(&[7; 64]).await.unwrap();

@@ -198,7 +198,7 @@ struct Case {
 struct Topic {
     name: &'static str,
     cases: &'static [Case],
-    /// Whether stores that lack something need not pass.
+    /// Whether the cases mean anything to a store with these capabilities.
     applies: fn(Capabilities) -> bool,
 }
 

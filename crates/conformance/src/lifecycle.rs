@@ -14,7 +14,7 @@ use crate::broadcasts::active;
 use crate::checks::{assert_refused, assert_same, cancel_after};
 use crate::processor::Silent;
 use crate::samples::{
-    C1, C2, WITH_DATA, broadcast, broadcast_id, client_id, contact, ids_of, label, message_id,
+    C1, C2, WITH_DATA, at, broadcast, broadcast_id, client_id, contact, ids_of, label, message_id,
     seconds, success, to_client, to_server, usage_report,
 };
 use crate::{Bed, cases};
@@ -307,7 +307,7 @@ fn all_calls(store: &dyn Store) -> Vec<(&'static str, Call<'_>)> {
         save_broadcast_message(&to_client(1, C1), broadcast_id(0), C1, None),
         list_active_broadcasts(),
         list_sent_broadcasts(C1),
-        create_allocation(broadcast_id(0), 0.5, crate::samples::at(200_000)),
+        create_allocation(broadcast_id(0), 0.5, at(200_000)),
         cleanup_allocation(broadcast_id(0), None, 1),
         store_file("service", "name", &mut &b"content"[..]),
         delete_file("service", "name"),

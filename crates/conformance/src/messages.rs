@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fleethold_proto::Timestamp;
 use fleethold_proto::fleetspeak::message::Priority;
 use fleethold_proto::fleetspeak::{
-    Annotations, Message, MessageResult, ValidationInfo, annotations,
+    Address, Annotations, Message, MessageResult, ValidationInfo, annotations,
 };
 use fleethold_store::limits::{MAX_NAME_CHARS, MAX_TEXT_BYTES};
 use fleethold_store::{ClientId, ContactId, ErrorKind, MAX_PAYLOAD_BYTES, ServiceLimits};
@@ -575,7 +575,7 @@ pub(crate) fn malformed_messages() -> Vec<(&'static str, Message)> {
         ..good.clone()
     };
     let address_of = |length| {
-        Some(fleethold_proto::fleetspeak::Address {
+        Some(Address {
             client_id: Bytes::from(vec![1; length]),
             service_name: SERVICE.into(),
         })

@@ -1,6 +1,7 @@
 //! Messages of broadcasts, saved for the clients that get them (specification
 //! sections 3.4.4 and 3.4.6).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fleethold_proto::fleetspeak::Message;
@@ -381,7 +382,7 @@ async fn save_racing_with_disable_is_counted_or_refused(bed: Bed) {
         let allocation = bed.allocate(id, 1.0).await.expect("all").id;
         let saves: Vec<_> = (0..CLIENTS)
             .map(|number| {
-                let store = std::sync::Arc::clone(&bed.store);
+                let store = Arc::clone(&bed.store);
                 let client = client_id(number);
                 let message = to_client(CLIENTS * round + number, client);
                 tokio::spawn(async move {
