@@ -16,7 +16,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -102,6 +102,10 @@ impl DataDir {
             .create(&root)
             .with_context(|| format!("cannot create data directory `{}`", root.display()))
             .map_err(|error| Failure::from(error).hint("choose another one with --data-dir"))?;
+        let mode = fs::metadata(&root).map_or(0o700, |data| data.permissions().mode());
+        if mode & 0o077 != 0 {
+            tracing::warn!(directory = %root.display(), "other users of this machine may read the data directory");
+        }
         let lock = lock(&root)?;
         Ok(Self {
             root,
@@ -292,7 +296,6 @@ fn lock(root: &Path) -> Result<File, Failure> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::os::unix::fs::PermissionsExt;
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;

@@ -43,7 +43,12 @@ pub(crate) struct ServeArgs {
     #[arg(conflicts_with = "components_config")]
     admin_listen: String,
     /// The store, sqlite:PATH; if not given, fleethold.db in the data directory
-    #[arg(long, env = "FLEETHOLD_STORE", value_name = "URL")]
+    #[arg(
+        long,
+        env = "FLEETHOLD_STORE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     store: Option<StoreUrl>,
     /// A service of this server: a name, and where its program listens for gRPC; may be given several times
     #[arg(long = "service", value_name = "NAME=HOST:PORT", value_parser = service)]

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use fleethold_sqlite::{SqliteOptions, SqliteStore};
-use fleethold_store::{Clock, ErrorKind, Random, Store};
+use anyhow::Context;
+use fleethold_sqlite::{OpenError, SqliteOptions, SqliteStore};
+use fleethold_store::{Clock, Random, Store};
 
 use crate::output::{Exit, Failure};
 
@@ -25,8 +26,12 @@ impl StoreUrl {
     ) -> Result<Arc<dyn Store>, Failure> {
         match self {
             Self::Sqlite(path) => {
-                let store = SqliteStore::open(path, SqliteOptions::default(), clock, random)
+                let database = path.clone();
+                let open =
+                    move || SqliteStore::open(database, SqliteOptions::default(), clock, random);
+                let store = tokio::task::spawn_blocking(open)
                     .await
+                    .context("the store was not opened")?
                     .map_err(|error| unopened(path, error))?;
                 Ok(Arc::new(store))
             }
@@ -65,9 +70,10 @@ impl FromStr for StoreUrl {
     }
 }
 
-fn unopened(path: &Path, error: fleethold_store::Error) -> Failure {
-    let exit = match error.kind() {
-        ErrorKind::Transient => Exit::Temporary,
+fn unopened(path: &Path, error: OpenError) -> Failure {
+    let exit = match error {
+        // A server that is stopping lets go of it soon.
+        OpenError::InUse { .. } => Exit::Temporary,
         _ => Exit::Failed,
     };
     Failure::new(exit, error).context(format!("cannot open database `{}`", path.display()))

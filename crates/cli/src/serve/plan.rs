@@ -160,7 +160,7 @@ impl Plan {
             lines.push(format!("agents   {agents}"));
             lines.extend(server.admin_addr().map(|admin| format!("admin    {admin}")));
             lines.push(format!(
-                "agent    fleetspeak-client -config {}",
+                "connect  fleetspeak-client -config {}",
                 shell_word(&agent_config)
             ));
             if !reachable {
