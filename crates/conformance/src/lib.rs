@@ -172,7 +172,11 @@ pub fn run(harness: impl Harness) -> ExitCode {
 /// Runs all cases for several kinds or configurations of stores; for `main`.
 pub fn run_all(harnesses: impl IntoIterator<Item = Arc<dyn Harness>>) -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = harnesses.into_iter().flat_map(trials).collect();
+    let required = std::env::var("FLEETHOLD_REQUIRE").unwrap_or_default();
+    let trials = harnesses
+        .into_iter()
+        .flat_map(|harness| trials(&harness, &required))
+        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -233,11 +237,10 @@ impl Topic {
     }
 }
 
-fn trials(harness: Arc<dyn Harness>) -> Vec<Trial> {
+fn trials(harness: &Arc<dyn Harness>, required: &str) -> Vec<Trial> {
     let kind = harness.name();
     let problem = harness.unavailable();
-    let required = std::env::var("FLEETHOLD_REQUIRE")
-        .is_ok_and(|names| names.split(',').any(|name| name.trim() == kind));
+    let required = required.split(',').any(|name| name.trim() == kind);
     if let Some(problem) = &problem {
         #[expect(clippy::print_stderr, reason = "ignored cases carry no reason")]
         {
@@ -251,7 +254,7 @@ fn trials(harness: Arc<dyn Harness>) -> Vec<Trial> {
             let ignored =
                 !(topic.applies)(harness.capabilities()) || (problem.is_some() && !required);
             let name = format!("{kind}::{}::{}", topic.name, case.name);
-            let harness = Arc::clone(&harness);
+            let harness = Arc::clone(harness);
             let problem = problem.clone();
             Trial::test(name, move || match problem {
                 Some(problem) => Err(problem.into()),
@@ -317,7 +320,91 @@ fn panic_text(error: JoinError) -> Failed {
 mod tests {
     use std::collections::BTreeSet;
 
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use fleethold_store::{ClientId, ErrorKind, FileStore, MemoryStore};
+    use futures::FutureExt;
+
     use super::*;
+
+    #[test]
+    fn cases_of_a_missing_database_are_ignored_unless_it_is_required() {
+        let harness: Arc<dyn Harness> = Arc::new(Stub {
+            problem: Some("no server"),
+            ..Stub::default()
+        });
+        for (required, ignored) in [("", true), ("stubs,other", true), ("other, stub", false)] {
+            let trials = trials(&harness, required);
+            let applicable = |trial: &&Trial| !trial.name().starts_with("stub::durability::");
+            let found: BTreeSet<_> = trials
+                .iter()
+                .filter(applicable)
+                .map(Trial::has_ignored_flag)
+                .collect();
+            assert_eq!(found, [ignored].into(), "{required}");
+        }
+    }
+
+    #[test]
+    fn failed_case_is_reported_and_cleaned_up() {
+        let harness = Stub::default();
+        let case = Case {
+            name: "failing",
+            run: |bed| {
+                Box::pin(async move {
+                    bed.add_client(ClientId::new([1; 8])).await;
+                    panic!("1 is not {}", 2);
+                })
+            },
+        };
+        let failed = run_case(&harness, case).unwrap_err();
+        assert_eq!(failed.message(), Some("1 is not 2"));
+        assert!(harness.closed_before_guard.load(Ordering::SeqCst));
+    }
+
+    #[derive(Default)]
+    struct Stub {
+        problem: Option<&'static str>,
+        closed_before_guard: Arc<AtomicBool>,
+    }
+
+    #[async_trait]
+    impl Harness for Stub {
+        fn name(&self) -> &'static str {
+            "stub"
+        }
+
+        fn capabilities(&self) -> Capabilities {
+            Capabilities { reopens: false }
+        }
+
+        fn unavailable(&self) -> Option<String> {
+            self.problem.map(Into::into)
+        }
+
+        async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed {
+            let store = Arc::new(MemoryStore::new(Arc::<ManualClock>::clone(&clock), random));
+            let guard = Guard {
+                store: Arc::<MemoryStore>::clone(&store),
+                closed: Arc::clone(&self.closed_before_guard),
+            };
+            Bed::new(store, clock).with_guard(guard)
+        }
+    }
+
+    struct Guard {
+        store: Arc<MemoryStore>,
+        closed: Arc<AtomicBool>,
+    }
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            let call = self.store.delete_file("", "").now_or_never();
+            let found = call.expect("the store in memory never waits");
+            let closed = found.is_err_and(|error| error.kind() == ErrorKind::Closed);
+            self.closed.store(closed, Ordering::SeqCst);
+        }
+    }
 
     /// Returns the numbers at the start of a name: `b_001_to_003_s_04_…`.
     fn numbers(name: &str) -> Vec<(char, u32)> {
