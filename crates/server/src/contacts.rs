@@ -284,8 +284,8 @@ impl Contact {
             .client_messages_for_processing(self.client, most, tokens.as_ref())
             .await
             .map_err(|error| failed(&error))?;
-        self.use_tokens(&messages);
         let more = messages.len() == MOST_MESSAGES;
+        let more = self.use_tokens(&messages, tokens) || more;
         messages.extend(contacts.broadcasts.messages_for(self.client, &known).await);
         self.record_hand_out(&messages).await;
         Ok(Delivery {
@@ -401,20 +401,27 @@ impl Contact {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn use_tokens(&self, messages: &[Message]) {
+    /// Takes tokens for claimed messages; returns whether a service that got
+    /// all it could take when the claim began can take more by now.
+    fn use_tokens(&self, messages: &[Message], mut at_claim: Option<ServiceLimits>) -> bool {
         let mut tokens = self.tokens();
-        let Some(tokens) = tokens.as_mut() else {
-            return;
+        let (Some(tokens), Some(at_claim)) = (tokens.as_mut(), at_claim.as_mut()) else {
+            return false;
         };
         for message in messages.iter().filter(|message| !is_die(message)) {
             let service = message
                 .destination
                 .as_ref()
                 .map_or("", |to| to.service_name.as_str());
-            if let Some(left) = tokens.get_mut(service) {
-                *left = left.saturating_sub(1);
+            for limits in [&mut *tokens, &mut *at_claim] {
+                if let Some(left) = limits.get_mut(service) {
+                    *left = left.saturating_sub(1);
+                }
             }
         }
+        at_claim
+            .iter()
+            .any(|(service, left)| *left == 0 && tokens.get(service).is_some_and(|left| *left > 0))
     }
 
     /// Adds tokens; returns whether a service accepts messages that did not before.

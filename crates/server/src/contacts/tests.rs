@@ -465,6 +465,27 @@ async fn p_090_to_093_tokens_limit_what_each_service_gets() {
 }
 
 #[tokio::test]
+async fn p_093_tokens_that_come_during_a_claim_are_used_at_once() {
+    let bed = bed();
+    bed.contact(1, Vec::new()).await;
+    let begun = bed.begin(peer(1), tokens(&[("a", 1)]), ContactKind::Stream);
+    let contact = begun.await.ok().unwrap();
+    let at_claim = contact.tokens().clone();
+    let accepted = contact.accept_record(tokens(&[("a", 1)])).await.unwrap();
+    assert!(!accepted.deliver, "the service had a token already");
+    let claimed = Message {
+        destination: Some(address(Some(contact.client()), "a")),
+        ..Message::default()
+    };
+    assert!(contact.use_tokens(&[claimed], at_claim));
+    let at_claim = contact.tokens().clone();
+    assert!(
+        !contact.use_tokens(&[], at_claim),
+        "the claim was not limited"
+    );
+}
+
+#[tokio::test]
 async fn p_092_agent_that_never_sent_tokens_has_no_limits() {
     let bed = bed();
     let contact = bed.contact(1, Vec::new()).await;

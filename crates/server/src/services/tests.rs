@@ -44,7 +44,10 @@ struct Bed {
 
 fn bed(max_parallelism: u32) -> Bed {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1000));
-    let memory = Arc::new(MemoryStore::new(Arc::clone(&clock), Arc::new(Random::seeded(1))));
+    let memory = Arc::new(MemoryStore::new(
+        Arc::clone(&clock),
+        Arc::new(Random::seeded(1)),
+    ));
     let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(&memory);
     let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
     let system = system::SystemService {
@@ -56,7 +59,11 @@ fn bed(max_parallelism: u32) -> Bed {
     let mut services =
         Services::new(&[], system, store, cache, clock).unwrap_or_else(|error| panic!("{error}"));
     let service = Arc::new(Obedient::default());
-    services.install("obedient", Arc::<Obedient>::clone(&service), max_parallelism);
+    services.install(
+        "obedient",
+        Arc::<Obedient>::clone(&service),
+        max_parallelism,
+    );
     Bed {
         services: Arc::new(services),
         service,
