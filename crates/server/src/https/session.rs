@@ -18,7 +18,8 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::framing::{self, Record, RecordReader};
+use super::body::BodyError;
+use super::framing::{self, Record, RecordError, RecordReader};
 use super::{HANDLING_LIMIT, Shared};
 use crate::contacts::{Accepted, Contact, ContactError, Delivery};
 use crate::streams::StreamHandle;
@@ -98,7 +99,7 @@ enum Event {
     FrameSent,
     Fetched(Result<Delivery, ContactError>),
     WokenUp,
-    Record(Result<Option<Record>, framing::RecordError>),
+    Record(Result<Option<Record>, RecordError>),
     Drain,
     End,
 }
@@ -229,7 +230,10 @@ impl Session {
                     self.fetch_at = Some(self.fetch_at.map_or(soon, |at| at.min(soon)));
                 }
                 Event::Record(Ok(Some(record))) => self.process(record),
-                Event::Record(Ok(None)) => self.finish(),
+                // Agents just close the connection.
+                Event::Record(Ok(None) | Err(RecordError::Body(BodyError::Aborted(_)))) => {
+                    self.finish();
+                }
                 Event::Record(Err(error)) => {
                     reason = EndReason::Failed(error.to_string());
                     self.finish();
