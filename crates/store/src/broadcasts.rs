@@ -48,7 +48,7 @@ pub trait BroadcastStore: Send + Sync {
     ///
     /// With a group name, the active broadcasts with equal group, source
     /// service, destination service (absent means the source's) and
-    /// [labels](crate::labels_equal) are disabled in the same transaction. A
+    /// [labels](crate::labels_equal), each stored once, are disabled in the same transaction. A
     /// limit above [`BROADCAST_UNLIMITED`] means that. Client ids in source and
     /// destination are dropped.
     ///
@@ -110,7 +110,7 @@ pub trait BroadcastStore: Send + Sync {
     ///
     /// # Errors
     /// `NotFound` for an unknown broadcast; `InvalidArgument` for a fraction
-    /// that is negative or no number.
+    /// that is negative or no number, or an expiry after year 9999.
     async fn create_allocation(
         &self,
         broadcast: BroadcastId,
@@ -122,7 +122,7 @@ pub trait BroadcastStore: Send + Sync {
     /// its limit. Specification section 3.4.8.
     ///
     /// Without allocation only counts. An allocation that is gone is no error,
-    /// and nothing is counted.
+    /// and nothing is counted. Counts saturate at [`BROADCAST_UNLIMITED`].
     ///
     /// # Errors
     /// `NotFound` for an unknown broadcast.

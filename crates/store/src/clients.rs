@@ -98,7 +98,8 @@ pub trait ClientStore: Send + Sync {
     ///
     /// The store is read page by page: a slow reader holds no lock, connection
     /// or transaction, and may call the store. Every client that exists during
-    /// the whole stream appears exactly once. The stream ends after an error.
+    /// the whole stream appears exactly once. The stream ends after an error;
+    /// an invalid time is `InvalidArgument` as its first item.
     fn stream_client_ids(
         &self,
         include_blacklisted: bool,
@@ -168,7 +169,8 @@ pub trait ClientStore: Send + Sync {
     /// already, repeated or unknown is no error. Specification section 3.3.9.
     ///
     /// # Errors
-    /// `NotFound` for an unknown contact if there are ids.
+    /// `InvalidArgument` for a malformed and `NotFound` for an unknown contact,
+    /// if there are ids; without ids the contact is not looked at.
     async fn link_messages_to_contact(&self, contact: &ContactId, ids: &[MessageId]) -> Result<()>;
 
     /// Appends a resource usage record received now. Absent usage counts as

@@ -110,7 +110,8 @@ pub use random::Random;
 #[async_trait]
 pub trait Store: MessageStore + ClientStore + BroadcastStore + FileStore {
     /// Stops the message processor, waits for running calls and releases
-    /// everything. A second call is no error; other calls fail with
+    /// everything; a running call of the processor can still store its results.
+    /// A second call is no error; other calls fail with
     /// [`ErrorKind::Closed`] afterwards.
     async fn close(&self) -> Result<()>;
 }

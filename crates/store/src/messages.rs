@@ -48,8 +48,8 @@ pub trait MessageStore: Send + Sync {
     /// `InvalidArgument` for a message without 32-byte id, creation time,
     /// destination, with a client id of wrong length or a result without
     /// processed time, or for a malformed contact; `TooLarge` for a payload that
-    /// must wait and is over [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES).
-    /// Nothing of the call is stored then.
+    /// must wait and is over [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES),
+    /// also if the message is known. Nothing of the call is stored then.
     async fn store_messages(&self, messages: &[Message], contact: Option<&ContactId>)
     -> Result<()>;
 

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 /// Takes due server messages off a store's hands.
 #[async_trait]
@@ -51,7 +51,7 @@ impl Default for ProcessorOptions {
 
 /// The place of a store's registered processor and its running loop.
 ///
-/// The loop holds the store weakly: it ends when the store is dropped.
+/// The loop holds the store weakly: it ends when the store is closed or dropped.
 #[derive(Debug, Default)]
 pub struct ProcessorSlot {
     options: ProcessorOptions,
@@ -143,6 +143,7 @@ async fn run(
                 }
                 if full { Duration::ZERO } else { options.period }
             }
+            Err(error) if error.kind() == ErrorKind::Closed => return,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "cannot claim server messages");
                 let wait = backoff;
