@@ -52,6 +52,10 @@ use crate::streams::Streams;
 /// When the other end of an idle connection is asked whether it still exists.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// The longest wait for calls at a stop. Connections that never made a call
+/// cannot be told from busy ones, and one of them is enough to wait this long.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
 /// The pause after a connection could not be accepted, for lack of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -109,7 +113,7 @@ impl AdminServer {
 
     /// Accepts no more calls and waits for those under way, at most for `limit`.
     pub(crate) async fn stop(mut self, limit: Duration) {
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + limit.min(STOP_LIMIT);
         self.stop.cancel();
         self.changes.close();
         let finished = async {

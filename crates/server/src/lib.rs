@@ -150,7 +150,6 @@ impl Server {
                 contacts,
                 Arc::clone(&streams),
                 Arc::clone(&store),
-                Arc::clone(&clock),
                 Arc::clone(&random),
             );
             (address, server)

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
@@ -36,6 +37,9 @@ const HEADER_LINES: usize = 512;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 512 * 1024;
 const MOST_HTTP2_STREAMS: u32 = 32;
+
+/// When a silent peer is asked whether it still exists.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// How long a connection that is told to end may take for it.
 const CLOSING_LIMIT: Duration = Duration::from_secs(1);
@@ -72,6 +76,8 @@ async fn handshake_and_serve(
 ) -> io::Result<()> {
     // Acks and messages are small and urgent.
     tcp.set_nodelay(true)?;
+    // A machine that was switched off leaves its connection behind.
+    SockRef::from(&tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     let options = &shared.options;
     let limits = IdleLimits {
         first: options.header_timeout,
@@ -80,9 +86,11 @@ async fn handshake_and_serve(
     let tcp = WriteLimit::new(tcp, options.write_timeout);
     // Boxed: a handshake needs much more than the connection that follows.
     let handshake = Box::pin(shared.acceptor.accept(tcp));
-    let tls = tokio::time::timeout(options.handshake_timeout, handshake)
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"))??;
+    let tls = tokio::select! {
+        tls = tokio::time::timeout(options.handshake_timeout, handshake) => tls
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"))??,
+        () = shared.phases.drain.cancelled() => return Ok(()),
+    };
     let (_, session) = tls.get_ref();
     let connection = Arc::new(Connection {
         addr,

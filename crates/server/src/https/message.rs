@@ -18,7 +18,7 @@ use super::connection::Connection;
 use super::framing::take_messages;
 use super::reply::{Refusal, Reply, octets, peer};
 use super::{HANDLING_LIMIT, MOST_CONTACT_BYTES};
-use crate::contacts::ContactKind;
+use crate::contacts::{ContactKind, Delivery};
 
 /// How much of an answer is encoded at a time.
 const PART_BYTES: usize = 64 * 1024;
@@ -48,7 +48,12 @@ pub(super) async fn poll(
             .contacts
             .begin(peer, record, ContactKind::Poll)
             .await?;
-        let delivery = contact.take_messages().await?;
+        // The contact is recorded and its messages are stored: an error now
+        // would make the agent send them again, after minutes.
+        let delivery = contact.take_messages().await.unwrap_or_else(|error| {
+            tracing::warn!(%client, %error, "answered a poll without messages");
+            Delivery::default()
+        });
         Ok::<_, Refusal>(Answer::new(contact.nonce(), delivery.messages))
     };
     let answer = tokio::time::timeout(HANDLING_LIMIT, Box::pin(exchange))

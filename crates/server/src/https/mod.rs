@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fleethold_store::{Clock, Random, Store};
+use fleethold_store::{Random, Store};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -125,7 +125,6 @@ impl AgentServer {
         contacts: Arc<Contacts>,
         streams: Arc<Streams>,
         store: Arc<dyn Store>,
-        _clock: Arc<dyn Clock>,
         random: Arc<Random>,
     ) -> Self {
         let tasks = TaskTracker::new();

@@ -22,7 +22,7 @@ use super::connection::Connection;
 use super::framing::{RecordError, RecordReader};
 use super::reply::{Refusal, Reply, octets, peer};
 use super::session::Session;
-use crate::contacts::ContactKind;
+use crate::contacts::{ContactKind, Delivery};
 
 /// How long the agent may take for its first record.
 const FIRST_RECORD_LIMIT: Duration = Duration::from_secs(3 * 60);
@@ -71,7 +71,14 @@ pub(super) async fn start(
             .contacts
             .begin(peer, record, ContactKind::Stream)
             .await?;
-        let delivery = contact.take_messages().await?;
+        // The record is accepted: the session tries again.
+        let delivery = contact.take_messages().await.unwrap_or_else(|error| {
+            tracing::warn!(client = %contact.client(), %error, "a stream begins without messages");
+            Delivery {
+                more: true,
+                ..Delivery::default()
+            }
+        });
         Ok::<_, Refusal>((contact, delivery))
     };
     let (contact, delivery) = tokio::time::timeout(HANDLING_LIMIT, Box::pin(exchange))

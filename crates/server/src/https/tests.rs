@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::{Address, ContactData, Message};
 use fleethold_proto::{Any, Timestamp};
-use fleethold_store::{ClientId, ManualClock, MemoryStore, MessageId, MessageStore};
+use fleethold_store::{ClientId, Clock, ManualClock, MemoryStore, MessageId, MessageStore};
 use http::{StatusCode, Version};
 use tokio::io::AsyncReadExt;
 
@@ -78,7 +78,6 @@ impl Bed {
             contacts,
             Arc::clone(&streams),
             store,
-            clock,
             random,
         );
         Self {
