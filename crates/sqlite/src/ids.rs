@@ -3,7 +3,7 @@
 //! Ids are random. A tree with a random key costs one page of log per message,
 //! and at 100 messages per transaction that is nearly all a store writes:
 //! 30,000 messages/s with it against 91,000 without (300,000 pending messages,
-//! two cores, 2026-07-30). So the ids of the latest messages are kept in memory
+//! two cores, 2026-11-22). So the ids of the latest messages are kept in memory
 //! and go to the table `message_ids` in bulk, ordered by key, where neighbours
 //! share a page:
 //!

@@ -168,6 +168,7 @@ impl SqliteStore {
                 readers,
                 writer: Arc::new(writer),
                 closed: AtomicBool::new(false),
+                closing: tokio::sync::Mutex::default(),
             }),
             processor: Arc::new(ProcessorSlot::new(options.processor)),
         })
@@ -179,6 +180,8 @@ impl Store for SqliteStore {
     async fn close(&self) -> Result<()> {
         self.processor.stop().await;
         self.shared.closed.store(true, Ordering::Release);
+        // A second caller waits for the first.
+        let _closing = self.shared.closing.lock().await;
         self.shared.readers.close().await;
         let writer = Arc::clone(&self.shared.writer);
         tokio::task::spawn_blocking(move || writer.finish())
@@ -197,6 +200,7 @@ struct Shared {
     readers: Readers,
     writer: Arc<Writer>,
     closed: AtomicBool,
+    closing: tokio::sync::Mutex<()>,
 }
 
 impl Shared {

@@ -400,3 +400,6 @@ const ROLLBACK: &str = "ROLLBACK";
 const SAVEPOINT: &str = "SAVEPOINT job";
 const RELEASE: &str = "RELEASE job";
 const UNDO: &str = "ROLLBACK TO job";
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,10 @@ impl Harness for Sqlite {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { reopens: true }
+        Capabilities {
+            reopens: true,
+            ..Capabilities::default()
+        }
     }
 
     fn unavailable(&self) -> Option<String> {
