@@ -24,10 +24,10 @@ cases![
     allocations_of_unknown_broadcasts_are_not_found,
     allocation_that_is_gone_counts_nothing,
     final_count_of_the_owner_wins,
-    concurrent_allocations_share_the_limit,
-    concurrent_cleanups_are_counted_exactly,
-    many_servers_send_exactly_the_limit,
-    abandoned_allocation_is_reclaimed_after_a_grace,
+    f_23_concurrent_allocations_share_the_limit,
+    f_23_concurrent_cleanups_are_counted_exactly,
+    f_24_many_servers_send_exactly_the_limit,
+    f_25_abandoned_allocation_is_reclaimed_after_a_grace,
 ];
 
 impl Bed {
@@ -236,7 +236,7 @@ async fn final_count_of_the_owner_wins(bed: Bed) {
     );
 }
 
-async fn concurrent_allocations_share_the_limit(bed: Bed) {
+async fn f_23_concurrent_allocations_share_the_limit(bed: Bed) {
     const CALLS: usize = 20;
     let id = broadcast_id(0);
     bed.store
@@ -272,7 +272,7 @@ async fn concurrent_allocations_share_the_limit(bed: Bed) {
     );
 }
 
-async fn concurrent_cleanups_are_counted_exactly(bed: Bed) {
+async fn f_23_concurrent_cleanups_are_counted_exactly(bed: Bed) {
     const CALLS: usize = 400;
     let [limited, unlimited] = [0, 1].map(broadcast_id);
     bed.store
@@ -310,7 +310,7 @@ async fn concurrent_cleanups_are_counted_exactly(bed: Bed) {
     );
 }
 
-async fn many_servers_send_exactly_the_limit(bed: Bed) {
+async fn f_24_many_servers_send_exactly_the_limit(bed: Bed) {
     const LIMIT: u64 = 300;
     const CLIENTS: u64 = 400;
     let id = broadcast_id(0);
@@ -395,7 +395,7 @@ async fn serve(
     }
 }
 
-async fn abandoned_allocation_is_reclaimed_after_a_grace(bed: Bed) {
+async fn f_25_abandoned_allocation_is_reclaimed_after_a_grace(bed: Bed) {
     bed.add_client(C1).await;
     let id = broadcast_id(0);
     bed.store.create_broadcast(&broadcast(0), 8).await.unwrap();

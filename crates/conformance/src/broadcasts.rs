@@ -16,12 +16,12 @@ use crate::{Bed, cases};
 cases![
     b_079_to_084_active_broadcasts_have_room_and_time,
     malformed_broadcasts_are_refused,
-    existing_broadcast_is_not_overwritten,
+    f_30_existing_broadcast_is_not_overwritten,
     limit_above_the_largest_means_unlimited,
     client_ids_and_repeated_labels_are_dropped,
     absent_parts_stay_absent,
-    limit_is_set_up_and_down,
-    limit_of_zero_disables,
+    f_29_limit_is_set_up_and_down,
+    f_29_limit_of_zero_disables,
     disabling_many_passes_over_unknown_ones,
 ];
 
@@ -138,7 +138,7 @@ async fn malformed_broadcasts_are_refused(bed: Bed) {
     );
 }
 
-async fn existing_broadcast_is_not_overwritten(bed: Bed) {
+async fn f_30_existing_broadcast_is_not_overwritten(bed: Bed) {
     bed.store.create_broadcast(&grouped(0), 8).await.unwrap();
     bed.store.create_broadcast(&broadcast(1), 9).await.unwrap();
     let other = Broadcast {
@@ -236,7 +236,7 @@ async fn absent_parts_stay_absent(bed: Bed) {
     );
 }
 
-async fn limit_is_set_up_and_down(bed: Bed) {
+async fn f_29_limit_is_set_up_and_down(bed: Bed) {
     bed.add_client(C1).await;
     bed.add_client(C2).await;
     let id = broadcast_id(0);
@@ -276,7 +276,7 @@ async fn limit_is_set_up_and_down(bed: Bed) {
     }
 }
 
-async fn limit_of_zero_disables(bed: Bed) {
+async fn f_29_limit_of_zero_disables(bed: Bed) {
     bed.add_client(C1).await;
     let id = broadcast_id(0);
     bed.store.create_broadcast(&broadcast(0), 4).await.unwrap();

@@ -20,13 +20,13 @@ cases![
     b_024_to_030_claims_keep_service_limits_and_hand_out_nothing_twice,
     s_06_message_to_a_client_is_due_at_once,
     s_10_claim_with_tokens_leaves_messages_pending_until_acknowledged,
-    claim_limits_mean_what_they_say,
-    missing_service_accepts_nothing,
+    f_05_claim_limits_mean_what_they_say,
+    f_04_missing_service_accepts_nothing,
     skipped_messages_do_not_count_towards_the_limit,
     claims_are_ordered_by_due_time_then_id,
     claimed_message_is_due_again_after_the_retry_time,
-    concurrent_claims_never_share_a_message,
-    concurrent_claims_keep_service_limits,
+    f_01_concurrent_claims_never_share_a_message,
+    f_03_concurrent_claims_keep_service_limits,
 ];
 
 async fn b_022_023_claimed_message_equals_the_stored_one(bed: Bed) {
@@ -136,7 +136,7 @@ async fn s_10_claim_with_tokens_leaves_messages_pending_until_acknowledged(bed: 
     );
 }
 
-async fn claim_limits_mean_what_they_say(bed: Bed) {
+async fn f_05_claim_limits_mean_what_they_say(bed: Bed) {
     let messages = [to_client(1, C1), to_client(2, C1), to_client(3, C1)];
     bed.send(&messages).await;
     for (limit, expected) in [
@@ -158,7 +158,7 @@ async fn claim_limits_mean_what_they_say(bed: Bed) {
     );
 }
 
-async fn missing_service_accepts_nothing(bed: Bed) {
+async fn f_04_missing_service_accepts_nothing(bed: Bed) {
     let messages: Vec<_> = (0..6)
         .map(|number| for_service(to_client(number, C1), ["a", "b"][usize::from(number >= 3)]))
         .collect();
@@ -281,7 +281,7 @@ async fn claimed_message_is_due_again_after_the_retry_time(bed: Bed) {
     }
 }
 
-async fn concurrent_claims_never_share_a_message(bed: Bed) {
+async fn f_01_concurrent_claims_never_share_a_message(bed: Bed) {
     for round in 0..10 {
         let messages: Vec<_> = (0..50)
             .map(|number| to_client(100 * round + number, C1))
@@ -304,7 +304,7 @@ async fn concurrent_claims_never_share_a_message(bed: Bed) {
     }
 }
 
-async fn concurrent_claims_keep_service_limits(bed: Bed) {
+async fn f_03_concurrent_claims_keep_service_limits(bed: Bed) {
     let messages: Vec<_> = (0..50).map(|number| to_client(number, C1)).collect();
     bed.send(&messages).await;
     let claims = (0..8).map(|_| {

@@ -28,15 +28,15 @@ cases![
     s_09_messages_of_a_blacklisted_client_stay_pending,
     s_14_labels_are_added_and_removed_one_by_one,
     existing_client_is_not_overwritten,
-    repeated_label_is_stored_once,
+    f_17_repeated_label_is_stored_once,
     overlong_label_is_refused,
-    labels_are_compared_byte_by_byte,
+    f_17_labels_are_compared_byte_by_byte,
     label_of_an_unknown_client_is_not_found,
     unknown_client_cannot_be_blacklisted,
     unknown_and_repeated_ids_are_listed_at_most_once,
     last_contact_filter_is_strict_to_the_nanosecond,
     every_client_is_streamed_once_over_many_pages,
-    slow_reader_of_client_ids_holds_up_nobody,
+    f_20_slow_reader_of_client_ids_holds_up_nobody,
     invalid_filter_ends_the_stream,
 ];
 
@@ -282,7 +282,7 @@ async fn existing_client_is_not_overwritten(bed: Bed) {
     );
 }
 
-async fn repeated_label_is_stored_once(bed: Bed) {
+async fn f_17_repeated_label_is_stored_once(bed: Bed) {
     let twice = label("client", "twice");
     let mut data = ClientData {
         labels: vec![twice.clone(), label("client", "once"), twice.clone()],
@@ -329,7 +329,7 @@ async fn overlong_label_is_refused(bed: Bed) {
     bed.store.add_client(C2, &data).await.unwrap();
 }
 
-async fn labels_are_compared_byte_by_byte(bed: Bed) {
+async fn f_17_labels_are_compared_byte_by_byte(bed: Bed) {
     bed.add_client(C1).await;
     let mut labels: Vec<Label> = [
         "",
@@ -470,7 +470,7 @@ async fn every_client_is_streamed_once_over_many_pages(bed: Bed) {
     );
 }
 
-async fn slow_reader_of_client_ids_holds_up_nobody(bed: Bed) {
+async fn f_20_slow_reader_of_client_ids_holds_up_nobody(bed: Bed) {
     let even = || (0..800).map(|number| client_id(2 * number));
     bed.add_clients(even()).await;
     // Many readers at once: none may keep a connection for itself.

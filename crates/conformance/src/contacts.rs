@@ -21,17 +21,17 @@ cases![
     s_08_contacts_at_the_same_instant_are_both_listed,
     contact_of_an_unknown_client_is_not_found,
     absent_values_clear_those_of_the_last_contact,
-    wrong_client_clock_is_absent,
-    long_address_is_cut,
-    nonces_have_64_bits,
+    f_18_wrong_client_clock_is_absent,
+    f_18_long_address_is_cut,
+    f_18_nonces_have_64_bits,
     overlong_streaming_target_is_refused,
     contacts_are_listed_by_time_then_order,
     every_contact_is_streamed_once_over_many_pages,
-    slow_reader_of_contacts_holds_up_nobody,
+    f_20_slow_reader_of_contacts_holds_up_nobody,
     contact_and_messages_are_stored_together,
     failed_contact_stores_nothing,
-    messages_are_linked_any_number_of_times,
-    unknown_contact_cannot_be_linked,
+    f_16_messages_are_linked_any_number_of_times,
+    f_16_unknown_contact_cannot_be_linked,
 ];
 
 async fn b_053_to_059_contact_shows_in_client_and_contacts(bed: Bed) {
@@ -168,7 +168,7 @@ async fn absent_values_clear_those_of_the_last_contact(bed: Bed) {
     }
 }
 
-async fn wrong_client_clock_is_absent(bed: Bed) {
+async fn f_18_wrong_client_clock_is_absent(bed: Bed) {
     bed.add_client(C1).await;
     let time = |seconds, nanos| Timestamp { seconds, nanos };
     for (client_clock, kept) in [
@@ -193,7 +193,7 @@ async fn wrong_client_clock_is_absent(bed: Bed) {
     }
 }
 
-async fn long_address_is_cut(bed: Bed) {
+async fn f_18_long_address_is_cut(bed: Bed) {
     bed.add_client(C1).await;
     let contact = ContactData {
         addr: "ä".repeat(65),
@@ -215,7 +215,7 @@ async fn long_address_is_cut(bed: Bed) {
     );
 }
 
-async fn nonces_have_64_bits(bed: Bed) {
+async fn f_18_nonces_have_64_bits(bed: Bed) {
     bed.add_client(C1).await;
     let pairs = [(0, u64::MAX), (u64::MAX, 0), (1 << 63, (1 << 63) - 1)];
     for (nonce_sent, nonce_received) in pairs {
@@ -293,7 +293,7 @@ async fn every_contact_is_streamed_once_over_many_pages(bed: Bed) {
     );
 }
 
-async fn slow_reader_of_contacts_holds_up_nobody(bed: Bed) {
+async fn f_20_slow_reader_of_contacts_holds_up_nobody(bed: Bed) {
     record_contacts(&bed, 0..600).await;
     let mut streams: Vec<_> = (0..20)
         .map(|_| bed.store.stream_client_contacts(C1))
@@ -382,7 +382,7 @@ async fn failed_contact_stores_nothing(bed: Bed) {
     );
 }
 
-async fn messages_are_linked_any_number_of_times(bed: Bed) {
+async fn f_16_messages_are_linked_any_number_of_times(bed: Bed) {
     bed.add_client(C1).await;
     let recorded = bed.store.record_client_contact(&contact(C1)).await.unwrap();
     bed.send(&[to_client(1, C1), to_client(2, C1)]).await;
@@ -399,7 +399,7 @@ async fn messages_are_linked_any_number_of_times(bed: Bed) {
         .expect("a message linked already is no error");
 }
 
-async fn unknown_contact_cannot_be_linked(bed: Bed) {
+async fn f_16_unknown_contact_cannot_be_linked(bed: Bed) {
     bed.send(&[to_client(1, C1)]).await;
     for (text, kind) in [
         ("7ffffff0", ErrorKind::NotFound),

@@ -20,12 +20,12 @@ use crate::samples::{
 use crate::{Bed, cases};
 
 cases![
-    everything_is_found_again,
-    due_times_and_claims_are_kept,
-    allocations_are_kept,
-    contacts_go_on_counting,
-    every_acknowledged_call_before_close_is_kept,
-    empty_store_opens_again,
+    everything_is_found_again if reopens,
+    due_times_and_claims_are_kept if reopens,
+    allocations_are_kept if reopens,
+    contacts_go_on_counting if reopens,
+    every_acknowledged_call_before_close_is_kept if reopens,
+    empty_store_opens_again if reopens,
 ];
 
 /// All that can be seen of the store that [`populate`] makes.

@@ -20,8 +20,8 @@ cases![
     labels_are_compared_as_sets,
     replaced_broadcast_is_disabled_in_full,
     broadcast_with_limit_zero_replaces_too,
-    inactive_broadcasts_of_the_group_are_left_alone,
-    concurrent_creations_leave_one_active,
+    f_30_inactive_broadcasts_of_the_group_are_left_alone,
+    f_30_concurrent_creations_leave_one_active,
 ];
 
 async fn b_100_to_106_new_broadcast_of_a_group_replaces_the_active_one(bed: Bed) {
@@ -137,7 +137,7 @@ async fn broadcast_with_limit_zero_replaces_too(bed: Bed) {
     assert_active(&bed, "a new broadcast with limit 0 still replaces", &[]).await;
 }
 
-async fn inactive_broadcasts_of_the_group_are_left_alone(bed: Bed) {
+async fn f_30_inactive_broadcasts_of_the_group_are_left_alone(bed: Bed) {
     let expiring = Broadcast {
         expiration_time: Some(seconds(100_010)),
         ..grouped(0)
@@ -150,7 +150,7 @@ async fn inactive_broadcasts_of_the_group_are_left_alone(bed: Bed) {
     assert_active(&bed, "an inactive broadcast is left alone", &[0, 1]).await;
 }
 
-async fn concurrent_creations_leave_one_active(bed: Bed) {
+async fn f_30_concurrent_creations_leave_one_active(bed: Bed) {
     for round in 0..10 {
         let creations = (0..8).map(|number| {
             let store = Arc::clone(&bed.store);

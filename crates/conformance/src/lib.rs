@@ -23,7 +23,7 @@
 //!     }
 //!
 //!     fn capabilities(&self) -> Capabilities {
-//!         Capabilities { reopens: false }
+//!         Capabilities::default()
 //!     }
 //!
 //!     fn unavailable(&self) -> Option<String> {
@@ -47,7 +47,7 @@
 //! # Names
 //!
 //! The names of cases that prove a numbered behaviour of the specification
-//! (section 7) start with its numbers: `b_013_to_021_…`, `s_04_…`. A test of
+//! (section 7) start with its numbers: `b_013_to_021_…`, `s_04_…`, `f_27_…`. A test of
 //! this crate proves that every number is named.
 //!
 //! # When a database is missing
@@ -57,6 +57,7 @@
 //! harness, they fail instead.
 
 mod allocations;
+mod bed;
 mod broadcasts;
 mod checks;
 mod claims;
@@ -67,6 +68,7 @@ mod files;
 mod groups;
 mod lifecycle;
 mod messages;
+mod model;
 mod processor;
 mod results;
 mod samples;
@@ -75,94 +77,18 @@ mod usage;
 
 use std::any::Any;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use fleethold_store::{ManualClock, Random, Store};
+use fleethold_store::{ManualClock, Random};
 use futures::future::BoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
-/// How the suite obtains a fresh, empty store of one kind.
-#[async_trait]
-pub trait Harness: Send + Sync + 'static {
-    /// Names the kind; it starts the name of every case.
-    fn name(&self) -> &'static str;
-
-    /// Says what the store can do beyond the contract.
-    fn capabilities(&self) -> Capabilities;
-
-    /// Returns why the cases cannot run here, for instance a missing database server.
-    fn unavailable(&self) -> Option<String>;
-
-    /// Opens a new, empty store that uses `clock` and `random`; a failure panics.
-    async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed;
-}
-
-/// What a store can do beyond the contract; cases ask, they never guess.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Capabilities {
-    /// A closed store can be opened again with all its data; see [`Bed::with_reopen`].
-    pub reopens: bool,
-}
-
-/// A store of its own for one case.
-pub struct Bed {
-    store: Arc<dyn Store>,
-    clock: Arc<ManualClock>,
-    reopen: Option<Reopen>,
-    /// All stores of this bed, which are closed after the case.
-    opened: Arc<Mutex<Vec<Arc<dyn Store>>>>,
-    guard: Option<Box<dyn Any + Send + Sync>>,
-}
-
-type Reopen = Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Store>> + Send + Sync>;
-
-impl Bed {
-    /// Makes a bed of an empty store and the clock it was opened with.
-    pub fn new(store: Arc<dyn Store>, clock: Arc<ManualClock>) -> Self {
-        Self {
-            opened: Arc::new(Mutex::new(vec![Arc::clone(&store)])),
-            store,
-            clock,
-            reopen: None,
-            guard: None,
-        }
-    }
-
-    /// Adds what removes every trace of the store when it is dropped, after the
-    /// case and after the store has been closed.
-    #[must_use]
-    pub fn with_guard(mut self, guard: impl Any + Send + Sync) -> Self {
-        self.guard = Some(Box::new(guard));
-        self
-    }
-
-    /// Adds the way to open the store again, with the same data, clock and
-    /// randomness, after it has been closed.
-    #[must_use]
-    pub fn with_reopen<F>(mut self, reopen: impl Fn() -> F + Send + Sync + 'static) -> Self
-    where
-        F: Future<Output = Arc<dyn Store>> + Send + 'static,
-    {
-        self.reopen = Some(Box::new(move || Box::pin(reopen())));
-        self
-    }
-
-    /// Closes the store and opens it again.
-    async fn reopen(&mut self) {
-        self.store.close().await.expect("the store can be closed");
-        let reopen = self.reopen.as_ref();
-        self.store = reopen.expect("a store that reopens has a way to")().await;
-        self.opened
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::clone(&self.store));
-    }
-}
+pub use bed::{Bed, Capabilities, Harness};
+pub use model::run_model;
 
 /// Runs all cases for one kind of store, as the command line says; for `main`.
 pub fn run(harness: impl Harness) -> ExitCode {
@@ -172,20 +98,21 @@ pub fn run(harness: impl Harness) -> ExitCode {
 /// Runs all cases for several kinds or configurations of stores; for `main`.
 pub fn run_all(harnesses: impl IntoIterator<Item = Arc<dyn Harness>>) -> ExitCode {
     let arguments = Arguments::from_args();
-    let required = std::env::var("FLEETHOLD_REQUIRE").unwrap_or_default();
     let trials = harnesses
         .into_iter()
-        .flat_map(|harness| trials(&harness, &required))
+        .flat_map(|harness| trials(&harness))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// Names the cases of a module, each once: a function that is missing here is
-/// dead code, which the lints refuse.
+/// dead code, which the lints refuse. `name if capability` is a case for stores
+/// with that capability only.
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident $(if $capability:ident)?),* $(,)?) => {
         pub(crate) const CASES: &[$crate::Case] = &[$($crate::Case {
             name: stringify!($name),
+            applies: |_can| true $(&& _can.$capability)?,
             run: |bed| Box::pin($name(bed)),
         }),*];
     };
@@ -195,74 +122,65 @@ use cases;
 #[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
+    /// Whether the case means anything to a store with these capabilities.
+    applies: fn(Capabilities) -> bool,
     run: fn(Bed) -> BoxFuture<'static, ()>,
 }
 
-/// The cases of one subject.
-struct Topic {
-    name: &'static str,
-    cases: &'static [Case],
-    /// Whether the cases mean anything to a store with these capabilities.
-    applies: fn(Capabilities) -> bool,
-}
-
-const TOPICS: &[Topic] = &[
-    Topic::for_all("messages", messages::CASES),
-    Topic::for_all("results", results::CASES),
-    Topic::for_all("claims", claims::CASES),
-    Topic::for_all("clients", clients::CASES),
-    Topic::for_all("contacts", contacts::CASES),
-    Topic::for_all("usage", usage::CASES),
-    Topic::for_all("broadcasts", broadcasts::CASES),
-    Topic::for_all("saves", saves::CASES),
-    Topic::for_all("groups", groups::CASES),
-    Topic::for_all("allocations", allocations::CASES),
-    Topic::for_all("files", files::CASES),
-    Topic::for_all("processor", processor::CASES),
-    Topic::for_all("lifecycle", lifecycle::CASES),
-    Topic {
-        name: "durability",
-        cases: durability::CASES,
-        applies: |capabilities| capabilities.reopens,
-    },
+/// The cases of each subject.
+const TOPICS: &[(&str, &[Case])] = &[
+    ("messages", messages::CASES),
+    ("results", results::CASES),
+    ("claims", claims::CASES),
+    ("clients", clients::CASES),
+    ("contacts", contacts::CASES),
+    ("usage", usage::CASES),
+    ("broadcasts", broadcasts::CASES),
+    ("saves", saves::CASES),
+    ("groups", groups::CASES),
+    ("allocations", allocations::CASES),
+    ("files", files::CASES),
+    ("processor", processor::CASES),
+    ("lifecycle", lifecycle::CASES),
+    ("durability", durability::CASES),
 ];
 
-impl Topic {
-    const fn for_all(name: &'static str, cases: &'static [Case]) -> Self {
-        Self {
-            name,
-            cases,
-            applies: |_| true,
-        }
-    }
-}
-
-fn trials(harness: &Arc<dyn Harness>, required: &str) -> Vec<Trial> {
-    let kind = harness.name();
-    let problem = harness.unavailable();
-    let required = required.split(',').any(|name| name.trim() == kind);
-    if let Some(problem) = &problem {
-        #[expect(clippy::print_stderr, reason = "ignored cases carry no reason")]
-        {
-            eprintln!("{kind} is not available: {problem}");
-        }
-    }
+fn trials(harness: &Arc<dyn Harness>) -> Vec<Trial> {
+    let (problem, ignored) = availability(&**harness);
+    let capabilities = harness.capabilities();
     TOPICS
         .iter()
-        .flat_map(|topic| topic.cases.iter().map(move |case| (topic, *case)))
+        .flat_map(|(topic, cases)| cases.iter().map(move |case| (topic, *case)))
         .map(|(topic, case)| {
-            let ignored =
-                !(topic.applies)(harness.capabilities()) || (problem.is_some() && !required);
-            let name = format!("{kind}::{}::{}", topic.name, case.name);
+            let name = format!("{}::{topic}::{}", harness.name(), case.name);
             let harness = Arc::clone(harness);
             let problem = problem.clone();
             Trial::test(name, move || match problem {
                 Some(problem) => Err(problem.into()),
                 None => run_case(&*harness, case),
             })
-            .with_ignored_flag(ignored)
+            .with_ignored_flag(ignored || !(case.applies)(capabilities))
         })
         .collect()
+}
+
+/// Returns why nothing can run, and whether that may be ignored.
+fn availability(harness: &dyn Harness) -> (Option<String>, bool) {
+    let required = std::env::var("FLEETHOLD_REQUIRE").unwrap_or_default();
+    let problem = harness.unavailable();
+    if let Some(problem) = &problem {
+        #[expect(clippy::print_stderr, reason = "ignored cases carry no reason")]
+        {
+            eprintln!("{} is not available: {problem}", harness.name());
+        }
+    }
+    let ignored = problem.is_some() && !is_required(harness.name(), &required);
+    (problem, ignored)
+}
+
+/// Returns whether a list with commas names this kind.
+fn is_required(kind: &str, required: &str) -> bool {
+    required.split(',').any(|name| name.trim() == kind)
 }
 
 /// Every case, its store's opening included, has to end within this time.
@@ -304,16 +222,20 @@ fn run_case(harness: &dyn Harness, case: Case) -> Result<(), Failed> {
 
 fn panic_text(error: JoinError) -> Failed {
     let text = match error.try_into_panic() {
-        Ok(payload) => match payload.downcast::<String>() {
-            Ok(text) => *text,
-            Err(payload) => payload
-                .downcast_ref::<&str>()
-                .map_or("panicked", |text| *text)
-                .to_owned(),
-        },
+        Ok(payload) => text_of(payload),
         Err(error) => error.to_string(),
     };
     text.into()
+}
+
+fn text_of(payload: Box<dyn Any + Send>) -> String {
+    match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(payload) => payload
+            .downcast_ref::<&str>()
+            .map_or("panicked", |text| *text)
+            .to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -325,6 +247,8 @@ mod tests {
     use fleethold_store::{ClientId, ErrorKind, FileStore, MemoryStore};
     use futures::FutureExt;
 
+    use async_trait::async_trait;
+
     use super::*;
 
     #[test]
@@ -333,15 +257,10 @@ mod tests {
             problem: Some("no server"),
             ..Stub::default()
         });
-        for (required, ignored) in [("", true), ("stubs,other", true), ("other, stub", false)] {
-            let trials = trials(&harness, required);
-            let applicable = |trial: &&Trial| !trial.name().starts_with("stub::durability::");
-            let found: BTreeSet<_> = trials
-                .iter()
-                .filter(applicable)
-                .map(Trial::has_ignored_flag)
-                .collect();
-            assert_eq!(found, [ignored].into(), "{required}");
+        let ignored = trials(&harness).iter().all(Trial::has_ignored_flag);
+        assert!(ignored, "nothing requires it");
+        for (required, expected) in [("", false), ("stubs,other", false), ("other, stub", true)] {
+            assert_eq!(is_required("stub", required), expected, "{required}");
         }
     }
 
@@ -350,6 +269,7 @@ mod tests {
         let harness = Stub::default();
         let case = Case {
             name: "failing",
+            applies: |_| true,
             run: |bed| {
                 Box::pin(async move {
                     bed.add_client(ClientId::new([1; 8])).await;
@@ -375,7 +295,7 @@ mod tests {
         }
 
         fn capabilities(&self) -> Capabilities {
-            Capabilities { reopens: false }
+            Capabilities::default()
         }
 
         fn unavailable(&self) -> Option<String> {
@@ -413,7 +333,7 @@ mod tests {
         let mut range = false;
         for word in name.split('_') {
             match (word, series) {
-                ("b" | "s", _) => series = word.chars().next(),
+                ("b" | "f" | "s", _) => series = word.chars().next(),
                 ("to", Some(_)) if !found.is_empty() => range = true,
                 (number, Some(letter)) => {
                     let Ok(number) = number.parse() else { break };
@@ -442,13 +362,15 @@ mod tests {
     fn every_behaviour_of_the_specification_is_named_by_a_case() {
         let named: BTreeSet<_> = TOPICS
             .iter()
-            .flat_map(|topic| topic.cases)
+            .flat_map(|(_, cases)| *cases)
             .flat_map(|case| numbers(case.name))
             .collect();
         // B-120 to B-123 need a server.
         let wanted = (1..=119)
             .map(|number| ('b', number))
-            .chain((1..=15).map(|number| ('s', number)));
+            .chain((1..=15).map(|number| ('s', number)))
+            // F-36 and F-37 belong to the MySQL layout.
+            .chain((1..=35).map(|number| ('f', number)));
         let missing: Vec<_> = wanted.filter(|number| !named.contains(number)).collect();
         assert_eq!(missing, []);
     }
@@ -456,7 +378,7 @@ mod tests {
     #[test]
     fn names_of_cases_are_unique() {
         let mut names = BTreeSet::new();
-        for case in TOPICS.iter().flat_map(|topic| topic.cases) {
+        for case in TOPICS.iter().flat_map(|(_, cases)| *cases) {
             assert!(names.insert(case.name), "{} appears twice", case.name);
         }
     }

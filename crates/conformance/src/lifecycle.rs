@@ -23,20 +23,20 @@ use crate::{Bed, cases};
 const MOST_POLLS: usize = 12;
 
 cases![
-    store_is_closed_any_number_of_times,
-    every_call_after_close_fails_with_closed,
+    f_35_store_is_closed_any_number_of_times,
+    f_35_every_call_after_close_fails_with_closed,
     close_during_calls_lets_them_finish_or_fail,
-    dropped_store_messages_stores_all_or_nothing,
-    dropped_contact_is_stored_whole_or_not_at_all,
-    dropped_claim_loses_no_message,
-    dropped_results_are_set_all_or_none,
-    dropped_save_is_counted_or_not_done,
-    dropped_creation_leaves_one_of_a_group,
-    dropped_allocation_never_exceeds_the_limit,
-    dropped_readers_leave_the_store_usable,
+    f_34_dropped_store_messages_stores_all_or_nothing,
+    f_34_dropped_contact_is_stored_whole_or_not_at_all,
+    f_34_dropped_claim_loses_no_message,
+    f_34_dropped_results_are_set_all_or_none,
+    f_34_dropped_save_is_counted_or_not_done,
+    f_34_dropped_creation_leaves_one_of_a_group,
+    f_34_dropped_allocation_never_exceeds_the_limit,
+    f_34_dropped_readers_leave_the_store_usable,
 ];
 
-async fn store_is_closed_any_number_of_times(bed: Bed) {
+async fn f_35_store_is_closed_any_number_of_times(bed: Bed) {
     bed.add_client(C1).await;
     for _ in 0..3 {
         bed.store.close().await.expect("a second call is no error");
@@ -47,7 +47,7 @@ async fn store_is_closed_any_number_of_times(bed: Bed) {
     }
 }
 
-async fn every_call_after_close_fails_with_closed(bed: Bed) {
+async fn f_35_every_call_after_close_fails_with_closed(bed: Bed) {
     bed.add_client(C1).await;
     bed.store.close().await.unwrap();
     for (name, call) in all_calls(&*bed.store) {
@@ -85,7 +85,7 @@ async fn close_during_calls_lets_them_finish_or_fail(bed: Bed) {
     }
 }
 
-async fn dropped_store_messages_stores_all_or_nothing(bed: Bed) {
+async fn f_34_dropped_store_messages_stores_all_or_nothing(bed: Bed) {
     for polls in 1..=MOST_POLLS {
         let ids = numbers(polls);
         let messages = ids.map(|number| to_client(number, C1));
@@ -106,7 +106,7 @@ async fn dropped_store_messages_stores_all_or_nothing(bed: Bed) {
     }
 }
 
-async fn dropped_contact_is_stored_whole_or_not_at_all(bed: Bed) {
+async fn f_34_dropped_contact_is_stored_whole_or_not_at_all(bed: Bed) {
     for polls in 1..=MOST_POLLS {
         let client = client_id(polls as u64);
         bed.add_client(client).await;
@@ -125,7 +125,7 @@ async fn dropped_contact_is_stored_whole_or_not_at_all(bed: Bed) {
     }
 }
 
-async fn dropped_claim_loses_no_message(bed: Bed) {
+async fn f_34_dropped_claim_loses_no_message(bed: Bed) {
     let messages: Vec<_> = (0..100).map(|number| to_client(number, C1)).collect();
     bed.send(&messages).await;
     for polls in 1..=MOST_POLLS {
@@ -149,7 +149,7 @@ async fn dropped_claim_loses_no_message(bed: Bed) {
     assert_eq!(bed.claim_on_server().await.len(), 1, "the next claim works");
 }
 
-async fn dropped_results_are_set_all_or_none(bed: Bed) {
+async fn f_34_dropped_results_are_set_all_or_none(bed: Bed) {
     for polls in 1..=MOST_POLLS {
         let ids = numbers(polls);
         bed.send(&ids.map(|number| to_client(number, C1))).await;
@@ -173,7 +173,7 @@ async fn dropped_results_are_set_all_or_none(bed: Bed) {
     }
 }
 
-async fn dropped_save_is_counted_or_not_done(bed: Bed) {
+async fn f_34_dropped_save_is_counted_or_not_done(bed: Bed) {
     let id = broadcast_id(0);
     bed.store
         .create_broadcast(&broadcast(0), 1_000)
@@ -202,7 +202,7 @@ async fn dropped_save_is_counted_or_not_done(bed: Bed) {
     assert_same("what was saved is counted", &bed.sent(id).await, &saved);
 }
 
-async fn dropped_creation_leaves_one_of_a_group(bed: Bed) {
+async fn f_34_dropped_creation_leaves_one_of_a_group(bed: Bed) {
     let grouped = |number| Broadcast {
         group_name: "group".into(),
         ..broadcast(number)
@@ -217,7 +217,7 @@ async fn dropped_creation_leaves_one_of_a_group(bed: Bed) {
     }
 }
 
-async fn dropped_allocation_never_exceeds_the_limit(bed: Bed) {
+async fn f_34_dropped_allocation_never_exceeds_the_limit(bed: Bed) {
     let id = broadcast_id(0);
     bed.store
         .create_broadcast(&broadcast(0), 100)
@@ -252,7 +252,7 @@ async fn dropped_allocation_never_exceeds_the_limit(bed: Bed) {
     );
 }
 
-async fn dropped_readers_leave_the_store_usable(bed: Bed) {
+async fn f_34_dropped_readers_leave_the_store_usable(bed: Bed) {
     bed.add_clients((0..300).map(client_id)).await;
     for polls in 1..=MOST_POLLS {
         for (_, call) in all_calls(&*bed.store) {

@@ -23,17 +23,17 @@ use crate::{Bed, cases};
 cases![
     b_001_to_012_stored_messages_come_back_until_processed,
     b_031_to_039_pending_messages_are_listed_in_pages_by_id,
-    s_01_only_unknown_messages_are_not_found,
+    s_01_f_09_only_unknown_messages_are_not_found,
     s_02_id_of_zeros_is_an_ordinary_id,
-    s_07_pending_messages_are_those_of_the_clients_asked_for,
-    malformed_messages_are_refused_with_their_whole_call,
+    s_07_f_10_pending_messages_are_those_of_the_clients_asked_for,
+    f_13_malformed_messages_are_refused_with_their_whole_call,
     malformed_contact_is_refused_with_its_whole_call,
     unknown_contact_is_skipped,
     unusual_messages_are_stored_as_they_are,
-    oversized_parts_are_cut_or_left_out,
+    f_14_oversized_parts_are_cut_or_left_out,
     payload_over_the_limit_is_too_large,
     unusual_text_survives,
-    messages_are_read_in_the_order_asked_for,
+    f_09_messages_are_read_in_the_order_asked_for,
     priority_background_and_blocklist_flag_are_not_stored,
     more_messages_than_a_statement_has_parameters,
 ];
@@ -120,7 +120,7 @@ async fn b_031_to_039_pending_messages_are_listed_in_pages_by_id(bed: Bed) {
     );
 }
 
-async fn s_01_only_unknown_messages_are_not_found(bed: Bed) {
+async fn s_01_f_09_only_unknown_messages_are_not_found(bed: Bed) {
     let unknown = message_id(0);
     assert_refused(
         "`NotFound` if none of the messages exists",
@@ -161,7 +161,7 @@ async fn s_02_id_of_zeros_is_an_ordinary_id(bed: Bed) {
     );
 }
 
-async fn s_07_pending_messages_are_those_of_the_clients_asked_for(bed: Bed) {
+async fn s_07_f_10_pending_messages_are_those_of_the_clients_asked_for(bed: Bed) {
     let messages = [
         to_client(4, C1),
         to_client(3, C2),
@@ -228,7 +228,7 @@ async fn s_07_pending_messages_are_those_of_the_clients_asked_for(bed: Bed) {
     assert_same("a result stays", &result, &Some(success(42)));
 }
 
-async fn malformed_messages_are_refused_with_their_whole_call(bed: Bed) {
+async fn f_13_malformed_messages_are_refused_with_their_whole_call(bed: Bed) {
     bed.add_client(C1).await;
     let contact_id = bed.store.record_client_contact(&contact(C1)).await.unwrap();
     let before = bed.store.list_clients(&[C1]).await.unwrap();
@@ -346,7 +346,7 @@ async fn unusual_messages_are_stored_as_they_are(bed: Bed) {
     assert_messages("the client need not exist", &bed.claim(C1).await, &expected);
 }
 
-async fn oversized_parts_are_cut_or_left_out(bed: Bed) {
+async fn f_14_oversized_parts_are_cut_or_left_out(bed: Bed) {
     let long = "ä".repeat(MAX_NAME_CHARS + 1);
     let short = "ä".repeat(MAX_NAME_CHARS);
     let message = Message {
@@ -471,7 +471,7 @@ async fn unusual_text_survives(bed: Bed) {
     }
 }
 
-async fn messages_are_read_in_the_order_asked_for(bed: Bed) {
+async fn f_09_messages_are_read_in_the_order_asked_for(bed: Bed) {
     let messages = [
         to_client(1, C1),
         with_result(&to_client(2, C1), failure(50, "broken")),

@@ -23,25 +23,25 @@ use crate::{Bed, cases};
 const OVERDUE: Duration = Duration::from_secs(121);
 
 cases![
-    server_message_is_due_after_its_growing_retry_time,
+    f_33_server_message_is_due_after_its_growing_retry_time,
     server_claims_are_ordered_and_limited,
     concurrent_server_claims_never_share_a_message,
     client_and_server_messages_are_claimed_apart,
     b_044_to_046_processor_gets_due_messages,
     b_047_048_result_is_set_while_the_processor_is_registered,
     s_12_backlog_of_a_blacklisted_client_is_processed,
-    processor_is_never_called_with_nothing,
-    processor_gets_a_backlog_once_in_order,
+    f_31_processor_is_never_called_with_nothing,
+    f_31_processor_gets_a_backlog_once_in_order,
     processor_sees_a_message_again_until_it_has_a_result,
     stopped_processor_is_not_called_again,
-    stop_waits_for_the_running_call_only,
+    f_32_stop_waits_for_the_running_call_only,
     dropped_stop_does_not_forget_the_running_call,
-    new_processor_starts_after_the_old_one_has_finished,
-    panic_of_the_processor_ends_only_its_call,
-    close_waits_for_the_processor,
+    f_32_new_processor_starts_after_the_old_one_has_finished,
+    f_32_panic_of_the_processor_ends_only_its_call,
+    f_35_close_waits_for_the_processor,
 ];
 
-async fn server_message_is_due_after_its_growing_retry_time(bed: Bed) {
+async fn f_33_server_message_is_due_after_its_growing_retry_time(bed: Bed) {
     const TICK: Duration = Duration::from_micros(1);
     let message = to_server(1, C1);
     bed.send(std::slice::from_ref(&message)).await;
@@ -193,7 +193,7 @@ async fn s_12_backlog_of_a_blacklisted_client_is_processed(bed: Bed) {
     );
 }
 
-async fn processor_is_never_called_with_nothing(bed: Bed) {
+async fn f_31_processor_is_never_called_with_nothing(bed: Bed) {
     let (recorder, mut calls) = recorder();
     bed.store.register_message_processor(recorder).await;
     calls
@@ -209,7 +209,7 @@ async fn processor_is_never_called_with_nothing(bed: Bed) {
     calls.none("once for each time it is due").await;
 }
 
-async fn processor_gets_a_backlog_once_in_order(bed: Bed) {
+async fn f_31_processor_gets_a_backlog_once_in_order(bed: Bed) {
     let messages: Vec<_> = (0..350).map(|number| to_server(number, C1)).collect();
     // The later half is due earlier.
     bed.clock.advance(Duration::from_secs(5));
@@ -268,7 +268,7 @@ async fn stopped_processor_is_not_called_again(bed: Bed) {
     assert_messages("it may be registered again", &delivered, &[message]);
 }
 
-async fn stop_waits_for_the_running_call_only(bed: Bed) {
+async fn f_32_stop_waits_for_the_running_call_only(bed: Bed) {
     let (gate, mut calls) = gate();
     backlog(&bed).await;
     bed.store
@@ -313,7 +313,7 @@ async fn dropped_stop_does_not_forget_the_running_call(bed: Bed) {
     calls.none("no further call starts").await;
 }
 
-async fn new_processor_starts_after_the_old_one_has_finished(bed: Bed) {
+async fn f_32_new_processor_starts_after_the_old_one_has_finished(bed: Bed) {
     let (old, mut old_calls) = gate();
     let (new, mut new_calls) = recorder();
     backlog(&bed).await;
@@ -341,7 +341,7 @@ async fn new_processor_starts_after_the_old_one_has_finished(bed: Bed) {
     assert_eq!(ids.len(), BACKLOG, "every message is delivered once");
 }
 
-async fn panic_of_the_processor_ends_only_its_call(bed: Bed) {
+async fn f_32_panic_of_the_processor_ends_only_its_call(bed: Bed) {
     let (calls, mut called) = mpsc::unbounded_channel();
     let processor = Panicking {
         calls,
@@ -360,7 +360,7 @@ async fn panic_of_the_processor_ends_only_its_call(bed: Bed) {
     bed.store.stop_message_processor().await;
 }
 
-async fn close_waits_for_the_processor(bed: Bed) {
+async fn f_35_close_waits_for_the_processor(bed: Bed) {
     let (gate, mut calls) = gate();
     backlog(&bed).await;
     bed.store

@@ -20,9 +20,9 @@ cases![
     b_040_to_043_removed_messages_have_failed,
     s_11_long_reason_is_kept,
     s_13_acknowledged_messages_succeed_and_reported_ones_fail,
-    every_pair_of_stored_and_incoming_state_follows_the_table,
+    f_06_every_pair_of_stored_and_incoming_state_follows_the_table,
     message_twice_in_one_call_is_like_two_calls,
-    result_is_set_whatever_was_there,
+    f_07_08_result_is_set_whatever_was_there,
     set_result_needs_a_time,
     many_results_are_set_at_once_or_not_at_all,
 ];
@@ -146,7 +146,7 @@ async fn s_13_acknowledged_messages_succeed_and_reported_ones_fail(bed: Bed) {
     );
 }
 
-async fn every_pair_of_stored_and_incoming_state_follows_the_table(bed: Bed) {
+async fn f_06_every_pair_of_stored_and_incoming_state_follows_the_table(bed: Bed) {
     const STATES: usize = 4;
     const CONTRACT: &str = "specification section 3.2.1, table of states";
     let stored = [
@@ -239,7 +239,7 @@ async fn message_twice_in_one_call_is_like_two_calls(bed: Bed) {
     );
 }
 
-async fn result_is_set_whatever_was_there(bed: Bed) {
+async fn f_07_08_result_is_set_whatever_was_there(bed: Bed) {
     let message = to_client(1, C1);
     bed.send(std::slice::from_ref(&message)).await;
     let reason_without_failure = MessageResult {

@@ -20,15 +20,15 @@ use crate::{Bed, cases};
 cases![
     b_096_to_099_disabled_broadcast_is_not_sent,
     b_107_to_110_unlimited_broadcast_needs_no_allocation,
-    s_15_client_gets_a_broadcast_once,
+    s_15_f_27_client_gets_a_broadcast_once,
     malformed_messages_of_a_broadcast_are_refused,
     refused_saves_store_nothing,
     known_message_is_kept_and_the_rest_proceeds,
     saved_message_is_due_after_the_retry_time,
     saving_without_allocation_counts_nothing,
-    expired_broadcast_is_refused,
+    f_28_expired_broadcast_is_refused,
     sent_broadcasts_are_listed_by_id,
-    save_racing_with_disable_is_counted_or_refused,
+    f_26_save_racing_with_disable_is_counted_or_refused,
 ];
 
 async fn b_096_to_099_disabled_broadcast_is_not_sent(bed: Bed) {
@@ -99,7 +99,7 @@ async fn b_107_to_110_unlimited_broadcast_needs_no_allocation(bed: Bed) {
     );
 }
 
-async fn s_15_client_gets_a_broadcast_once(bed: Bed) {
+async fn s_15_f_27_client_gets_a_broadcast_once(bed: Bed) {
     bed.add_client(C1).await;
     let id = broadcast_id(0);
     bed.store.create_broadcast(&broadcast(0), 8).await.unwrap();
@@ -309,7 +309,7 @@ async fn saving_without_allocation_counts_nothing(bed: Bed) {
     assert_same("nothing is counted", &bed.sent(id).await, &0);
 }
 
-async fn expired_broadcast_is_refused(bed: Bed) {
+async fn f_28_expired_broadcast_is_refused(bed: Bed) {
     for client in [C1, C2] {
         bed.add_client(client).await;
     }
@@ -370,7 +370,7 @@ async fn sent_broadcasts_are_listed_by_id(bed: Bed) {
     assert_same("none for an unknown client", &found, &[]);
 }
 
-async fn save_racing_with_disable_is_counted_or_refused(bed: Bed) {
+async fn f_26_save_racing_with_disable_is_counted_or_refused(bed: Bed) {
     const CLIENTS: u64 = 40;
     bed.add_clients((0..CLIENTS).map(client_id)).await;
     for round in 0..5 {

@@ -15,15 +15,15 @@ const MIB: f64 = 1_048_576.0;
 
 cases![
     b_073_to_078_usage_is_found_by_its_time,
-    absent_usage_counts_as_zero,
-    numbers_out_of_range_saturate,
+    f_21_absent_usage_counts_as_zero,
+    f_21_numbers_out_of_range_saturate,
     fractions_are_truncated,
-    times_out_of_range_saturate,
+    f_21_times_out_of_range_saturate,
     usage_without_valid_times_is_refused,
     usage_of_an_unknown_client_is_not_found,
     overlong_scope_is_cut,
-    records_are_fetched_by_time_received,
-    range_of_a_fetch_must_be_valid,
+    f_22_records_are_fetched_by_time_received,
+    f_22_range_of_a_fetch_must_be_valid,
 ];
 
 async fn b_073_to_078_usage_is_found_by_its_time(bed: Bed) {
@@ -78,7 +78,7 @@ async fn b_073_to_078_usage_is_found_by_its_time(bed: Bed) {
     assert_same("an empty range has no records", &found, &[]);
 }
 
-async fn absent_usage_counts_as_zero(bed: Bed) {
+async fn f_21_absent_usage_counts_as_zero(bed: Bed) {
     bed.add_client(C1).await;
     let report = ResourceUsageData {
         resource_usage: None,
@@ -101,7 +101,7 @@ async fn absent_usage_counts_as_zero(bed: Bed) {
     );
 }
 
-async fn numbers_out_of_range_saturate(bed: Bed) {
+async fn f_21_numbers_out_of_range_saturate(bed: Bed) {
     bed.add_client(C1).await;
     for (rate, stored_rate, number, stored_number) in [
         (f64::NAN, 0.0, f64::NAN, 0),
@@ -181,7 +181,7 @@ async fn fractions_are_truncated(bed: Bed) {
     );
 }
 
-async fn times_out_of_range_saturate(bed: Bed) {
+async fn f_21_times_out_of_range_saturate(bed: Bed) {
     bed.add_client(C1).await;
     let early = Timestamp {
         seconds: -315_619_200,
@@ -276,7 +276,7 @@ async fn overlong_scope_is_cut(bed: Bed) {
     assert_same("a scope is cut to 128 characters", found, &"ä".repeat(128));
 }
 
-async fn records_are_fetched_by_time_received(bed: Bed) {
+async fn f_22_records_are_fetched_by_time_received(bed: Bed) {
     bed.add_client(C1).await;
     bed.add_client(C2).await;
     for (second, pid) in [(300, 3), (100, 1), (400, 4), (200, 2)] {
@@ -305,7 +305,7 @@ async fn records_are_fetched_by_time_received(bed: Bed) {
     assert_eq!(fetch_all(&bed).await.len(), 4);
 }
 
-async fn range_of_a_fetch_must_be_valid(bed: Bed) {
+async fn f_22_range_of_a_fetch_must_be_valid(bed: Bed) {
     bed.add_client(C1).await;
     let wrong = Timestamp {
         seconds: 5,

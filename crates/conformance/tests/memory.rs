@@ -16,7 +16,7 @@ impl Harness for Memory {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { reopens: false }
+        Capabilities::default()
     }
 
     fn unavailable(&self) -> Option<String> {
