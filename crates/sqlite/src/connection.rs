@@ -49,7 +49,7 @@ pub(crate) fn open_writer(path: &Path, options: &SqliteOptions) -> Result<Connec
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed(path))?;
+    let connection = connect(path, flags, options).map_err(failed(path))?;
     connection
         .busy_timeout(BUSY_TIMEOUT)
         .map_err(failed(path))?;
@@ -60,8 +60,15 @@ pub(crate) fn open_writer(path: &Path, options: &SqliteOptions) -> Result<Connec
 /// Opens a connection that cannot write.
 pub(crate) fn open_reader(path: &Path, options: &SqliteOptions) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed(path))?;
+    let connection = connect(path, flags, options).map_err(failed(path))?;
     set_up(connection, READER_CACHE, options).map_err(failed(path))
+}
+
+fn connect(path: &Path, flags: OpenFlags, options: &SqliteOptions) -> rusqlite::Result<Connection> {
+    match &options.vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str()),
+        None => Connection::open_with_flags(path, flags),
+    }
 }
 
 fn set_up(

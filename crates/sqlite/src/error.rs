@@ -165,6 +165,7 @@ mod tests {
             (ffi::SQLITE_BUSY, ErrorKind::Transient),
             (ffi::SQLITE_BUSY_SNAPSHOT, ErrorKind::Transient),
             (ffi::SQLITE_LOCKED, ErrorKind::Transient),
+            (ffi::SQLITE_PROTOCOL, ErrorKind::Transient),
             (ffi::SQLITE_NOMEM, ErrorKind::Transient),
             (ffi::SQLITE_CANTOPEN, ErrorKind::Transient),
             (ffi::SQLITE_INTERRUPT, ErrorKind::Transient),

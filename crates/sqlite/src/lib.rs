@@ -89,6 +89,9 @@ pub struct SqliteOptions {
     pub processor: ProcessorOptions,
     /// Installs hooks, for instance to count statements and commits.
     pub on_connect: Option<OnConnect>,
+    /// The name of the file system, in SQLite's words the VFS, that all
+    /// connections use; the platform's.
+    pub vfs: Option<String>,
 }
 
 impl Default for SqliteOptions {
@@ -97,6 +100,7 @@ impl Default for SqliteOptions {
             readers: NonZeroU16::new(4).expect("not zero"),
             processor: ProcessorOptions::default(),
             on_connect: None,
+            vfs: None,
         }
     }
 }
@@ -107,6 +111,7 @@ impl fmt::Debug for SqliteOptions {
             .field("readers", &self.readers)
             .field("processor", &self.processor)
             .field("on_connect", &self.on_connect.is_some())
+            .field("vfs", &self.vfs)
             .finish()
     }
 }
