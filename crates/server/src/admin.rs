@@ -30,7 +30,6 @@ use fleethold_proto::fleetspeak::server::{
     StreamClientIdsRequest, StreamClientIdsResponse,
 };
 use fleethold_proto::fleetspeak::{EmptyMessage, Message};
-use fleethold_store::{Clock, Random, Store};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::net::TcpListener;
@@ -44,10 +43,7 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
 use self::request_limit::LimitedRequests;
-use crate::broadcasts::Broadcasts;
-use crate::cache::ClientCache;
-use crate::services::Services;
-use crate::streams::Streams;
+use crate::engine::Engine;
 
 /// When the other end of an idle connection is asked whether it still exists.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -61,13 +57,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the methods work on.
 pub(crate) struct Admin {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) services: Arc<Services>,
-    pub(crate) streams: Arc<Streams>,
-    pub(crate) cache: Arc<ClientCache>,
-    pub(crate) broadcasts: Arc<Broadcasts>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) random: Arc<Random>,
+    pub(crate) engine: Arc<Engine>,
 }
 
 /// The running admin interface.

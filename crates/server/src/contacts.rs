@@ -14,15 +14,14 @@ use fleethold_proto::fleetspeak::{
 use fleethold_store::clock::timestamp;
 use fleethold_store::limits::check_name;
 use fleethold_store::{
-    ClientData, ClientId, Clock, ContactData, ContactId, ErrorKind, MessageId, Random,
-    ServiceLimits, Store,
+    ClientData, ClientId, ContactData, ContactId, ErrorKind, MessageId, ServiceLimits,
 };
 use prost::Message as _;
 
-use crate::broadcasts::Broadcasts;
-use crate::cache::{CachedClient, ClientCache};
+use crate::cache::CachedClient;
+use crate::engine::Engine;
+use crate::services::Try;
 use crate::services::system::{CLIENT, DIE, NAME as SYSTEM, REKEY_REQUEST};
-use crate::services::{Services, Try};
 
 /// The most messages in one contact or record, in either direction.
 pub(crate) const MOST_MESSAGES: usize = 100;
@@ -68,12 +67,7 @@ pub(crate) enum ContactKind {
 
 /// What a contact needs of the server.
 pub(crate) struct Contacts {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) cache: Arc<ClientCache>,
-    pub(crate) services: Arc<Services>,
-    pub(crate) broadcasts: Arc<Broadcasts>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) random: Arc<Random>,
+    pub(crate) engine: Arc<Engine>,
     /// Agents without this label are refused.
     pub(crate) required_label: Option<String>,
     /// What other servers are told about where this server's streams end.
@@ -130,7 +124,7 @@ impl Contacts {
             Some(known) => check_key(&known, &peer)?,
             None => self.enrol(&peer, &record.client_labels).await?,
         }
-        let nonce = self.random.next_u64().max(1);
+        let nonce = self.engine.random.next_u64().max(1);
         let contact = ContactData {
             client_id: client,
             nonce_sent: nonce,
@@ -141,11 +135,11 @@ impl Contacts {
             labels: Vec::new(),
         };
         let messages = self.process(client, wire.messages).await;
-        let id = match self.store.store_contact(&contact, &messages).await {
+        let id = match self.engine.store.store_contact(&contact, &messages).await {
             Ok(id) => id,
             Err(error) => {
                 if error.is_not_found() {
-                    self.cache.forget(client);
+                    self.engine.cache.forget(client);
                 }
                 return Err(failed(&error));
             }
@@ -196,7 +190,8 @@ impl Contacts {
     }
 
     async fn known(&self, peer: &Peer) -> Result<Option<Arc<CachedClient>>, ContactError> {
-        self.cache
+        self.engine
+            .cache
             .load(peer.client)
             .await
             .map_err(|error| failed(&error))
@@ -216,7 +211,7 @@ impl Contacts {
                 .collect(),
             blacklisted: false,
         };
-        match self.store.add_client(peer.client, &data).await {
+        match self.engine.store.add_client(peer.client, &data).await {
             Ok(()) => {
                 tracing::info!(client = %peer.client, addr = %peer.addr, "enrolled a client");
                 Ok(())
@@ -234,7 +229,7 @@ impl Contacts {
 
     /// Drops what an agent must not send and gives the rest to the services.
     async fn process(&self, client: ClientId, messages: Vec<Message>) -> Vec<Message> {
-        let now = timestamp(self.clock.now());
+        let now = timestamp(self.engine.clock.now());
         let mut accepted: BTreeMap<Bytes, Message> = BTreeMap::new();
         for mut message in messages {
             if let Err(reason) = stamp(client, &mut message) {
@@ -247,7 +242,8 @@ impl Contacts {
                 .entry(message.message_id.clone())
                 .or_insert(message);
         }
-        self.services
+        self.engine
+            .services
             .process(accepted.into_values().collect(), Try::First)
             .await
     }
@@ -265,8 +261,8 @@ impl Contact {
 
     /// Claims messages for the agent: at most 100, and its broadcasts.
     pub(crate) async fn take_messages(&self) -> Result<Delivery, ContactError> {
-        let contacts = &*self.contacts;
-        let known = contacts
+        let engine = &*self.contacts.engine;
+        let known = engine
             .cache
             .load(self.client)
             .await
@@ -279,14 +275,14 @@ impl Contact {
         }
         let tokens = self.tokens().clone();
         let most = u64::try_from(MOST_MESSAGES).expect("fits");
-        let mut messages = contacts
+        let mut messages = engine
             .store
             .client_messages_for_processing(self.client, most, tokens.as_ref())
             .await
             .map_err(|error| failed(&error))?;
         let more = messages.len() == MOST_MESSAGES;
         let more = self.use_tokens(&messages, tokens) || more;
-        messages.extend(contacts.broadcasts.messages_for(self.client, &known).await);
+        messages.extend(engine.broadcasts.messages_for(self.client, &known).await);
         self.record_hand_out(&messages).await;
         Ok(Delivery {
             messages,
@@ -300,20 +296,16 @@ impl Contact {
         &self,
         record: WrappedContactData,
     ) -> Result<Accepted, ContactError> {
-        let contacts = &*self.contacts;
-        let wire = contacts.open(&record)?;
+        let engine = &*self.contacts.engine;
+        let wire = self.contacts.open(&record)?;
         let deliver = self.add_tokens(wire.allowed_messages);
         if wire.messages.is_empty() {
             return Ok(Accepted { deliver });
         }
-        let messages = contacts.process(self.client, wire.messages).await;
+        let messages = self.contacts.process(self.client, wire.messages).await;
         let mut retries = STORE_RETRIES.iter();
         loop {
-            match contacts
-                .store
-                .store_messages(&messages, Some(&self.id))
-                .await
-            {
+            match engine.store.store_messages(&messages, Some(&self.id)).await {
                 Ok(()) => return Ok(Accepted { deliver }),
                 Err(error) => match retries.next() {
                     Some(wait) if error.is_retryable() => tokio::time::sleep(*wait).await,
@@ -331,7 +323,7 @@ impl Contact {
         if self.rekey_requested.swap(true, Ordering::Relaxed) {
             return Ok(Delivery::default());
         }
-        let contacts = &*self.contacts;
+        let engine = &*self.contacts.engine;
         let id = MessageId::for_source(Some(self.client), SYSTEM, REKEY_REQUEST.as_bytes());
         let message = Message {
             message_id: id.to_bytes(),
@@ -344,11 +336,11 @@ impl Contact {
                 service_name: SYSTEM.to_owned(),
             }),
             message_type: REKEY_REQUEST.to_owned(),
-            creation_time: Some(timestamp(contacts.clock.now())),
+            creation_time: Some(timestamp(engine.clock.now())),
             ..Message::default()
         };
         let messages = vec![message];
-        contacts
+        engine
             .store
             .store_messages(&messages, Some(&self.id))
             .await
@@ -363,7 +355,7 @@ impl Contact {
     /// Notes which messages went out in this contact. They are claimed already:
     /// a failure here must not keep them from the agent.
     async fn record_hand_out(&self, messages: &[Message]) {
-        let contacts = &*self.contacts;
+        let engine = &*self.contacts.engine;
         let ids = |wanted: fn(&Message) -> bool| -> Vec<MessageId> {
             messages
                 .iter()
@@ -375,11 +367,7 @@ impl Contact {
         if sent.is_empty() {
             return;
         }
-        if let Err(error) = contacts
-            .store
-            .link_messages_to_contact(&self.id, &sent)
-            .await
-        {
+        if let Err(error) = engine.store.link_messages_to_contact(&self.id, &sent).await {
             tracing::warn!(client = %self.client, error = %crate::chain(&error), "cannot link messages to their contact");
         }
         let dying = ids(is_die);
@@ -388,11 +376,11 @@ impl Contact {
         }
         // The agent ends without acknowledging.
         let success = MessageResult {
-            processed_time: Some(timestamp(contacts.clock.now())),
+            processed_time: Some(timestamp(engine.clock.now())),
             ..MessageResult::default()
         };
         let results: Vec<_> = dying.into_iter().map(|id| (id, success.clone())).collect();
-        if let Err(error) = contacts.store.set_message_results(&results).await {
+        if let Err(error) = engine.store.set_message_results(&results).await {
             tracing::warn!(client = %self.client, error = %crate::chain(&error), "cannot finish a message that ends its agent");
         }
     }

@@ -19,6 +19,7 @@ mod admin;
 mod broadcasts;
 mod cache;
 mod contacts;
+mod engine;
 mod https;
 mod services;
 mod streams;
@@ -39,19 +40,13 @@ pub use config::{AdminConfig, AgentsConfig, Config, ConfigError};
 pub use services::ServiceConfigError;
 
 use crate::admin::{Admin, AdminServer};
-use crate::broadcasts::Broadcasts;
-use crate::cache::ClientCache;
 use crate::contacts::Contacts;
+use crate::engine::Engine;
 use crate::https::AgentServer;
-use crate::services::Services;
-use crate::services::system::SystemService;
-use crate::streams::Streams;
 
 /// A running server.
 pub struct Server {
-    store: Arc<dyn Store>,
-    services: Arc<Services>,
-    broadcasts: Arc<Broadcasts>,
+    engine: Arc<Engine>,
     refresher: AbortHandle,
     agents: Option<(SocketAddr, AgentServer)>,
     admin: Option<(SocketAddr, AdminServer)>,
@@ -91,29 +86,7 @@ impl Server {
         clock: Arc<dyn Clock>,
         random: Arc<Random>,
     ) -> Result<Self, StartError> {
-        let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
-        let streams = Arc::new(Streams::default());
-        let system = SystemService {
-            store: Arc::clone(&store),
-            cache: Arc::clone(&cache),
-            streams: Arc::clone(&streams),
-            clock: Arc::clone(&clock),
-        };
-        let services = Arc::new(Services::new(
-            &config.services,
-            system,
-            Arc::clone(&store),
-            Arc::clone(&cache),
-            Arc::clone(&clock),
-        )?);
-        let broadcasts = Arc::new(Broadcasts::new(
-            Arc::clone(&store),
-            Arc::clone(&streams),
-            Arc::clone(&clock),
-            Arc::clone(&random),
-            config.broadcast_poll,
-        ));
-
+        let engine = Arc::new(Engine::new(&config, store, clock, random)?);
         let required_label = config.required_label.clone();
 
         // All that can fail comes before anything runs.
@@ -129,50 +102,30 @@ impl Server {
         }
 
         let agents = agents.map(|(address, listener, tls, config)| {
-            let contacts = Arc::new(Contacts {
-                store: Arc::clone(&store),
-                cache: Arc::clone(&cache),
-                services: Arc::clone(&services),
-                broadcasts: Arc::clone(&broadcasts),
-                clock: Arc::clone(&clock),
-                random: Arc::clone(&random),
+            let contacts = Contacts {
+                engine: Arc::clone(&engine),
                 required_label: required_label.clone(),
                 streaming_to: "local".to_owned(),
-            });
+            };
             let options = https::Options {
                 streaming: config.streaming,
                 authorize_files: config.authorize_files,
                 ..https::Options::new(Arc::new(tls))
             };
-            let server = AgentServer::start(
-                listener,
-                options,
-                contacts,
-                Arc::clone(&streams),
-                Arc::clone(&store),
-                Arc::clone(&random),
-            );
+            let server = AgentServer::start(listener, options, Arc::new(contacts));
             (address, server)
         });
         let admin = admin.map(|(address, listener)| {
             let admin = Admin {
-                store: Arc::clone(&store),
-                services: Arc::clone(&services),
-                streams: Arc::clone(&streams),
-                cache: Arc::clone(&cache),
-                broadcasts: Arc::clone(&broadcasts),
-                clock: Arc::clone(&clock),
-                random: Arc::clone(&random),
+                engine: Arc::clone(&engine),
             };
             (address, AdminServer::start(listener, admin))
         });
-        let refresher = tokio::spawn(Arc::clone(&broadcasts).run()).abort_handle();
-        let processor = Arc::clone(&services);
-        store.register_message_processor(processor).await;
+        let refresher = tokio::spawn(Arc::clone(&engine.broadcasts).run()).abort_handle();
+        let processor = Arc::clone(&engine.services);
+        engine.store.register_message_processor(processor).await;
         Ok(Self {
-            store,
-            services,
-            broadcasts,
+            engine,
             refresher,
             agents,
             admin,
@@ -196,7 +149,7 @@ impl Server {
         let deadline = Instant::now() + self.stop_limit;
         let left = || deadline.saturating_duration_since(Instant::now());
         self.refresher.abort();
-        let backlog = tokio::time::timeout(left(), self.store.stop_message_processor());
+        let backlog = tokio::time::timeout(left(), self.engine.store.stop_message_processor());
         let agents = async {
             if let Some((_, agents)) = self.agents {
                 agents.stop(left()).await;
@@ -211,10 +164,13 @@ impl Server {
         if backlog.is_err() {
             tracing::warn!("left overdue messages to the next start");
         }
-        self.services.finish(left()).await;
-        if tokio::time::timeout(left().max(Duration::from_secs(1)), self.broadcasts.close())
-            .await
-            .is_err()
+        self.engine.services.finish(left()).await;
+        if tokio::time::timeout(
+            left().max(Duration::from_secs(1)),
+            self.engine.broadcasts.close(),
+        )
+        .await
+        .is_err()
         {
             tracing::warn!("broadcast allocations are left to expire");
         }

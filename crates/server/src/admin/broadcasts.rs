@@ -19,12 +19,13 @@ impl Admin {
             .broadcast
             .ok_or_else(|| Status::invalid_argument("`broadcast` is missing"))?;
         let id = parse::broadcast_id(&broadcast.broadcast_id)?
-            .unwrap_or_else(|| BroadcastId::random(&self.random));
+            .unwrap_or_else(|| BroadcastId::random(&self.engine.random));
         if broadcast.source.is_none() {
             return Err(Status::invalid_argument("`broadcast.source` is missing"));
         }
         broadcast.broadcast_id = id.to_bytes();
-        self.store
+        self.engine
+            .store
             .create_broadcast(&broadcast, request.limit)
             .await
             .map_err(status)?;
@@ -38,7 +39,12 @@ impl Admin {
         &self,
         service: &str,
     ) -> Result<Vec<Broadcast>, Status> {
-        let active = self.store.list_active_broadcasts().await.map_err(status)?;
+        let active = self
+            .engine
+            .store
+            .list_active_broadcasts()
+            .await
+            .map_err(status)?;
         let broadcasts = active.into_iter().map(|info| info.broadcast);
         Ok(broadcasts
             .filter(|broadcast| {
@@ -54,7 +60,11 @@ impl Admin {
         if ids.is_empty() {
             return Ok(());
         }
-        self.store.disable_broadcasts(&ids).await.map_err(status)?;
+        self.engine
+            .store
+            .disable_broadcasts(&ids)
+            .await
+            .map_err(status)?;
         tracing::info!(broadcasts = ?ids, "disabled broadcasts");
         self.refresh_broadcasts().await;
         Ok(())
@@ -63,7 +73,7 @@ impl Admin {
     /// Makes a change effective on this server at once. If that fails it
     /// becomes effective a little later; the change itself is done.
     async fn refresh_broadcasts(&self) {
-        if let Err(error) = self.broadcasts.refresh().await {
+        if let Err(error) = self.engine.broadcasts.refresh().await {
             tracing::warn!(error = %crate::chain(&error), "cannot refresh broadcasts");
         }
     }

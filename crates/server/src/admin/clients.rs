@@ -25,7 +25,7 @@ impl Admin {
         if known.is_empty() && !ids.is_empty() {
             return Ok(Vec::new());
         }
-        self.store.list_clients(&known).await.map_err(status)
+        self.engine.store.list_clients(&known).await.map_err(status)
     }
 
     /// Streams the ids of clients.
@@ -41,7 +41,7 @@ impl Admin {
             ));
         }
         Ok(owned(
-            Arc::clone(&self.store),
+            Arc::clone(&self.engine.store),
             move |store| store.stream_client_ids(include_blacklisted, after),
             |id| StreamClientIdsResponse {
                 client_id: id.to_bytes(),
@@ -56,7 +56,7 @@ impl Admin {
     ) -> Result<Vec<ClientContact>, Status> {
         match parse::client_id(id)? {
             Some(client) => {
-                let contacts = self.store.list_client_contacts(client);
+                let contacts = self.engine.store.list_client_contacts(client);
                 contacts.await.map_err(status)
             }
             None => Ok(Vec::new()),
@@ -72,7 +72,7 @@ impl Admin {
             return Ok(stream::empty().boxed());
         };
         Ok(owned(
-            Arc::clone(&self.store),
+            Arc::clone(&self.engine.store),
             move |store| store.stream_client_contacts(client),
             |contact| StreamClientContactsResponse {
                 contact: Some(contact),
@@ -85,15 +85,15 @@ impl Admin {
         let Some(client) = parse::client_id(id)? else {
             return Ok(());
         };
-        match self.store.blacklist_client(client).await {
+        match self.engine.store.blacklist_client(client).await {
             Err(error) if error.is_not_found() => {
                 tracing::info!(%client, "unknown client, nothing to blacklist");
                 return Ok(());
             }
             done => done.map_err(status)?,
         }
-        self.cache.forget(client);
-        self.streams.wake(client);
+        self.engine.cache.forget(client);
+        self.engine.streams.wake(client);
         tracing::info!(%client, "blacklisted a client");
         Ok(())
     }
@@ -110,7 +110,10 @@ impl Admin {
         let end = end.ok_or_else(missing("end_timestamp"))?;
         match parse::client_id(&request.client_id)? {
             Some(client) => {
-                let records = self.store.fetch_resource_usage_records(client, start, end);
+                let records = self
+                    .engine
+                    .store
+                    .fetch_resource_usage_records(client, start, end);
                 records.await.map_err(status)
             }
             None => {

@@ -10,7 +10,8 @@ impl Admin {
     /// Stores or replaces a file.
     pub(super) async fn store_file(&self, file: &StoreFileRequest) -> Result<(), Status> {
         require_names(&file.service_name, &file.file_name)?;
-        self.store
+        self.engine
+            .store
             .store_file(&file.service_name, &file.file_name, &mut &file.data[..])
             .await
             .map_err(status)?;
@@ -23,7 +24,7 @@ impl Admin {
     pub(super) async fn delete_file(&self, file: &DeleteFileRequest) -> Result<(), Status> {
         require_names(&file.service_name, &file.file_name)?;
         let (service, name) = (&file.service_name, &file.file_name);
-        let deleted = self.store.delete_file(service, name);
+        let deleted = self.engine.store.delete_file(service, name);
         deleted.await.map_err(status)?;
         tracing::info!(service, name, "removed a file");
         Ok(())

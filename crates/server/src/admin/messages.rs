@@ -25,12 +25,12 @@ impl Admin {
             parse::client_id(&address("destination", &message.destination)?.client_id)?;
         address("source", &message.source)?;
         let given_id = parse::message_id(&message.message_id)?;
-        let id = given_id.unwrap_or_else(|| MessageId::random(&self.random));
+        let id = given_id.unwrap_or_else(|| MessageId::random(&self.engine.random));
         if given_id.is_none() {
             message.message_id = id.to_bytes();
         }
         if message.creation_time.is_none() {
-            message.creation_time = Some(timestamp(self.clock.now()));
+            message.creation_time = Some(timestamp(self.engine.clock.now()));
         }
         match destination {
             Some(client) => self.insert_for_client(id, &message, client).await,
@@ -53,14 +53,22 @@ impl Admin {
                 "message {id} has {size} bytes, which exceeds the {MAX_CLIENT_MESSAGE_BYTES}-byte limit"
             )));
         }
-        if self.cache.load(client).await.map_err(status)?.is_none() {
+        if self
+            .engine
+            .cache
+            .load(client)
+            .await
+            .map_err(status)?
+            .is_none()
+        {
             return Err(Status::not_found(format!("unknown client {client}")));
         }
-        self.store
+        self.engine
+            .store
             .store_messages(std::slice::from_ref(message), None)
             .await
             .map_err(status)?;
-        self.streams.wake(client);
+        self.engine.streams.wake(client);
         tracing::info!(message = %id, %client, "inserted a message");
         Ok(())
     }
@@ -71,14 +79,15 @@ impl Admin {
         message: Message,
         is_known: bool,
     ) -> Result<(), Status> {
-        self.store
+        self.engine
+            .store
             .store_messages(std::slice::from_ref(&message), None)
             .await
             .map_err(status)?;
         tracing::info!(message = %id, "inserted a message for a service on the server");
         // A message that was there already is processed, under way, or waits for its retry.
         if !is_known && message.result.is_none() {
-            self.services.process_stored(message);
+            self.engine.services.process_stored(message);
         }
         Ok(())
     }
@@ -105,7 +114,8 @@ impl Admin {
         request: &GetPendingMessagesRequest,
     ) -> Result<Vec<Message>, Status> {
         let clients = parse::client_ids(&request.client_ids)?;
-        self.store
+        self.engine
+            .store
             .get_pending_messages(&clients, request.offset, request.limit, request.want_data)
             .await
             .map_err(status)
@@ -114,14 +124,15 @@ impl Admin {
     /// Returns how many messages wait for some clients.
     pub(super) async fn pending_message_count(&self, clients: &[Bytes]) -> Result<u64, Status> {
         let clients = parse::client_ids(clients)?;
-        let count = self.store.get_pending_message_count(&clients);
+        let count = self.engine.store.get_pending_message_count(&clients);
         count.await.map_err(status)
     }
 
     /// Fails the messages that wait for some clients.
     pub(super) async fn delete_pending_messages(&self, clients: &[Bytes]) -> Result<(), Status> {
         let clients = parse::client_ids(clients)?;
-        self.store
+        self.engine
+            .store
             .delete_pending_messages(&clients)
             .await
             .map_err(status)?;
@@ -130,7 +141,7 @@ impl Admin {
     }
 
     async fn message(&self, id: MessageId) -> Result<Option<Message>, Status> {
-        match self.store.get_messages(&[id], false).await {
+        match self.engine.store.get_messages(&[id], false).await {
             Ok(mut messages) => Ok(messages.pop()),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(status(error)),

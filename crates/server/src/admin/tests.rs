@@ -2,12 +2,14 @@
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::Address;
-use fleethold_store::{ClientData, ClientId, ClientStore, ManualClock, MemoryStore};
+use fleethold_store::{
+    ClientData, ClientId, ClientStore, Clock, ManualClock, MemoryStore, Random, Store,
+};
 use futures::FutureExt;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::services::system::SystemService;
+use crate::config::Config;
 
 const CLIENT: ClientId = ClientId::new([1; 8]);
 const OTHER: ClientId = ClientId::new([2; 8]);
@@ -22,37 +24,10 @@ async fn methods() -> Methods {
         memory.add_client(client, &data).await.unwrap();
     }
     let store: Arc<dyn Store> = memory;
-    let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
-    let streams = Arc::new(Streams::default());
-    let system = SystemService {
-        store: Arc::clone(&store),
-        cache: Arc::clone(&cache),
-        streams: Arc::clone(&streams),
-        clock: Arc::clone(&clock),
-    };
-    let services = Services::new(
-        &[],
-        system,
-        Arc::clone(&store),
-        Arc::clone(&cache),
-        Arc::clone(&clock),
-    );
-    let broadcasts = Broadcasts::new(
-        Arc::clone(&store),
-        Arc::clone(&streams),
-        Arc::clone(&clock),
-        Arc::clone(&random),
-        Duration::from_secs(60),
-    );
+    let engine = Engine::new(&Config::default(), store, clock, random).unwrap();
     Methods {
         admin: Arc::new(Admin {
-            store,
-            services: Arc::new(services.unwrap()),
-            streams,
-            cache,
-            broadcasts: Arc::new(broadcasts),
-            clock,
-            random,
+            engine: Arc::new(engine),
         }),
         changes: TaskTracker::new(),
     }
@@ -75,8 +50,8 @@ fn message(client: ClientId) -> Message {
 #[tokio::test]
 async fn inserted_message_wakes_the_stream_of_its_client_only() {
     let admin = methods().await.admin;
-    let stream = admin.streams.register(CLIENT);
-    let other = admin.streams.register(OTHER);
+    let stream = admin.engine.streams.register(CLIENT);
+    let other = admin.engine.streams.register(OTHER);
     admin.insert_message(message(CLIENT)).await.unwrap();
     assert!(stream.woken().now_or_never().is_some());
     assert!(other.woken().now_or_never().is_none());
@@ -85,11 +60,11 @@ async fn inserted_message_wakes_the_stream_of_its_client_only() {
 #[tokio::test]
 async fn blacklisted_client_is_read_again_and_its_stream_woken() {
     let admin = methods().await.admin;
-    let stream = admin.streams.register(CLIENT);
-    let cached = admin.cache.load(CLIENT).await.unwrap().unwrap();
+    let stream = admin.engine.streams.register(CLIENT);
+    let cached = admin.engine.cache.load(CLIENT).await.unwrap().unwrap();
     assert!(!cached.data.blacklisted);
     admin.blacklist_client(CLIENT.as_bytes()).await.unwrap();
-    let cached = admin.cache.load(CLIENT).await.unwrap().unwrap();
+    let cached = admin.engine.cache.load(CLIENT).await.unwrap().unwrap();
     assert!(cached.data.blacklisted);
     assert!(stream.woken().now_or_never().is_some());
 }

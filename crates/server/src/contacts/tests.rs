@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fleethold_proto::fleetspeak::monitoring::ResourceUsageData;
 use fleethold_proto::fleetspeak::server::{Broadcast, ServiceConfig};
@@ -11,12 +10,13 @@ use fleethold_proto::fleetspeak::{
 };
 use fleethold_proto::{Any, Name, Timestamp, pack};
 use fleethold_store::{
-    BROADCAST_UNLIMITED, BroadcastId, ClientStore, ManualClock, MemoryStore, MessageStore,
+    BROADCAST_UNLIMITED, BroadcastId, ClientStore, Clock, ManualClock, MemoryStore, MessageStore,
+    Random, Store,
 };
 use futures::future::join_all;
 
 use super::*;
-use crate::services::system::SystemService;
+use crate::config::Config;
 use crate::streams::Streams;
 
 const NOW: u64 = 1_000_000;
@@ -38,40 +38,19 @@ fn bed_with(required_label: Option<&str>) -> Bed {
     let random = Arc::new(Random::seeded(1));
     let memory = Arc::new(MemoryStore::new(Arc::clone(&clock), Arc::clone(&random)));
     let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(&memory);
-    let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
-    let streams = Arc::new(Streams::default());
-    let system = SystemService {
-        store: Arc::clone(&store),
-        cache: Arc::clone(&cache),
-        streams: Arc::clone(&streams),
-        clock: Arc::clone(&clock),
+    let config = Config {
+        services: vec![ServiceConfig {
+            name: "sink".into(),
+            factory: "NOOP".into(),
+            ..ServiceConfig::default()
+        }],
+        ..Config::default()
     };
-    let sink = ServiceConfig {
-        name: "sink".into(),
-        factory: "NOOP".into(),
-        ..ServiceConfig::default()
-    };
-    let services = Services::new(
-        &[sink],
-        system,
-        Arc::clone(&store),
-        Arc::clone(&cache),
-        Arc::clone(&clock),
-    );
-    let broadcasts = Broadcasts::new(
-        Arc::clone(&store),
-        Arc::clone(&streams),
-        Arc::clone(&clock),
-        Arc::clone(&random),
-        Duration::from_secs(60),
-    );
+    let engine = Engine::new(&config, store, clock, random);
+    let engine = Arc::new(engine.unwrap_or_else(|error| panic!("{error}")));
+    let streams = Arc::clone(&engine.streams);
     let contacts = Arc::new(Contacts {
-        store,
-        cache,
-        services: Arc::new(services.unwrap_or_else(|error| panic!("{error}"))),
-        broadcasts: Arc::new(broadcasts),
-        clock: Arc::clone(&clock),
-        random,
+        engine,
         required_label: required_label.map(str::to_owned),
         streaming_to: "here".into(),
     });
@@ -132,11 +111,12 @@ impl Bed {
             ..Broadcast::default()
         };
         self.contacts
+            .engine
             .store
             .create_broadcast(&broadcast, limit)
             .await
             .unwrap();
-        self.contacts.broadcasts.refresh().await.unwrap();
+        self.contacts.engine.broadcasts.refresh().await.unwrap();
     }
 }
 
@@ -703,7 +683,7 @@ async fn p_120_blacklisted_client_gets_one_rekey_request_and_keeps_its_messages(
     let client = contact.client();
     bed.send(client, "a", 1).await;
     bed.store.blacklist_client(client).await.unwrap();
-    bed.contacts.cache.forget(client);
+    bed.contacts.engine.cache.forget(client);
     for _ in 0..2 {
         let again = bed.contact(1, vec![message(b"1", "sink")]).await;
         let delivery = again.take_messages().await.unwrap();
@@ -728,7 +708,7 @@ async fn p_103_rekey_request_is_acknowledged_under_the_new_id() {
     let bed = bed();
     let old = bed.contact(1, Vec::new()).await;
     bed.store.blacklist_client(old.client()).await.unwrap();
-    bed.contacts.cache.forget(old.client());
+    bed.contacts.engine.cache.forget(old.client());
     let request = bed
         .contact(1, Vec::new())
         .await
@@ -766,9 +746,15 @@ async fn p_130_and_134_broadcast_reaches_every_client_once_also_on_an_open_conta
     for again in [contact, bed.contact(1, Vec::new()).await] {
         assert!(again.take_messages().await.unwrap().messages.is_empty());
     }
-    bed.contacts.broadcasts.close().await;
+    bed.contacts.engine.broadcasts.close().await;
     assert_eq!(
-        bed.contacts.store.list_active_broadcasts().await.unwrap()[0].sent,
+        bed.contacts
+            .engine
+            .store
+            .list_active_broadcasts()
+            .await
+            .unwrap()[0]
+            .sent,
         1
     );
 }
@@ -790,9 +776,10 @@ async fn p_131_limited_broadcast_reaches_exactly_its_limit() {
         }
     }));
     assert_eq!(deliveries.await.iter().sum::<usize>(), 7);
-    bed.contacts.broadcasts.refresh().await.unwrap();
+    bed.contacts.engine.broadcasts.refresh().await.unwrap();
     assert!(
         bed.contacts
+            .engine
             .store
             .list_active_broadcasts()
             .await
@@ -823,6 +810,7 @@ async fn p_135_disabled_and_expired_broadcasts_are_not_sent() {
     let bed = bed();
     bed.broadcast(1, BROADCAST_UNLIMITED, None).await;
     bed.contacts
+        .engine
         .store
         .disable_broadcasts(&[BroadcastId::new([1; 8])])
         .await
@@ -847,11 +835,12 @@ async fn p_135_disabled_and_expired_broadcasts_are_not_sent() {
         ..Broadcast::default()
     };
     bed.contacts
+        .engine
         .store
         .create_broadcast(&expiring, 5)
         .await
         .unwrap();
-    bed.contacts.broadcasts.refresh().await.unwrap();
+    bed.contacts.engine.broadcasts.refresh().await.unwrap();
     bed.clock.set(NOW + 10);
     assert!(
         bed.contact(2, Vec::new())

@@ -91,7 +91,7 @@ impl Downloads {
         service: &str,
         name: &str,
     ) -> fleethold_store::Result<Arc<StoredFile>> {
-        let store = &connection.shared.store;
+        let store = &connection.shared.contacts.engine.store;
         let key = (service.to_owned(), name.to_owned());
         let known = self.with(|open| open.get(&key).and_then(Weak::upgrade));
         if let Some(file) = known

@@ -22,7 +22,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fleethold_store::{Random, Store};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -31,7 +30,6 @@ use tokio_util::task::TaskTracker;
 
 use self::body::Budget;
 use crate::contacts::Contacts;
-use crate::streams::Streams;
 
 /// The most bytes of a poll or of a stream's record, decompressed.
 const MOST_CONTACT_BYTES: usize = 20 * 1024 * 1024;
@@ -90,9 +88,6 @@ struct Shared {
     options: Options,
     acceptor: TlsAcceptor,
     contacts: Arc<Contacts>,
-    streams: Arc<Streams>,
-    store: Arc<dyn Store>,
-    random: Arc<Random>,
     budget: Budget,
     downloads: files::Downloads,
     tasks: TaskTracker,
@@ -119,14 +114,7 @@ pub(crate) struct AgentServer {
 
 impl AgentServer {
     /// Begins to serve the connections of `listener`.
-    pub(crate) fn start(
-        listener: TcpListener,
-        options: Options,
-        contacts: Arc<Contacts>,
-        streams: Arc<Streams>,
-        store: Arc<dyn Store>,
-        random: Arc<Random>,
-    ) -> Self {
+    pub(crate) fn start(listener: TcpListener, options: Options, contacts: Arc<Contacts>) -> Self {
         let tasks = TaskTracker::new();
         let phases = Phases::default();
         let shared = Arc::new(Shared {
@@ -135,9 +123,6 @@ impl AgentServer {
             downloads: files::Downloads::default(),
             options,
             contacts,
-            streams,
-            store,
-            random,
             tasks: tasks.clone(),
             phases: phases.clone(),
         });

@@ -117,7 +117,8 @@ impl Session {
         let options = &shared.options;
         let lifetime = &options.stream_lifetime;
         let spread = lifetime.end.saturating_sub(lifetime.start);
-        let end_at = started + lifetime.start + spread.mul_f64(shared.random.unit());
+        let end_at =
+            started + lifetime.start + spread.mul_f64(shared.contacts.engine.random.unit());
         let done_sending_at = end_at
             .checked_sub(options.done_sending_before_end)
             .unwrap_or(started);
@@ -377,7 +378,7 @@ impl Session {
     }
 
     fn fetch_later(&mut self, error: &ContactError) {
-        let jitter = 0.1 + 0.1 * self.shared.random.unit();
+        let jitter = 0.1 + 0.1 * self.shared.contacts.engine.random.unit();
         let pause = Duration::from_secs_f64(jitter * 1.5_f64.powi(self.failed_fetches.min(20)));
         self.failed_fetches = self.failed_fetches.saturating_add(1);
         self.fetch_at = Some(Instant::now() + pause.min(LONGEST_PAUSE));

@@ -65,7 +65,7 @@ pub(super) async fn start(
     })?;
 
     // Before messages are fetched, or one that comes in between would wait.
-    let wake_ups = shared.streams.register(peer.client);
+    let wake_ups = shared.contacts.engine.streams.register(peer.client);
     let exchange = async {
         let contact = shared
             .contacts

@@ -8,16 +8,17 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::{Address, ContactData, Message};
 use fleethold_proto::{Any, Timestamp};
-use fleethold_store::{ClientId, Clock, ManualClock, MemoryStore, MessageId, MessageStore};
+use fleethold_store::{
+    ClientId, Clock, ManualClock, MemoryStore, MessageId, MessageStore, Random, Store,
+};
 use http::{StatusCode, Version};
 use tokio::io::AsyncReadExt;
 
 use self::agent::{Agent, Authority, StreamOptions, get, over_http2, post, soon};
 use super::*;
-use crate::broadcasts::Broadcasts;
-use crate::cache::ClientCache;
-use crate::services::Services;
-use crate::services::system::SystemService;
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::streams::Streams;
 use crate::tls;
 
 struct Bed {
@@ -34,35 +35,11 @@ impl Bed {
         let random = Arc::new(Random::seeded(1));
         let memory = Arc::new(MemoryStore::new(Arc::clone(&clock), Arc::clone(&random)));
         let store = Arc::clone(&memory) as Arc<dyn Store>;
-        let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
-        let streams = Arc::new(Streams::default());
-        let system = SystemService {
-            store: Arc::clone(&store),
-            cache: Arc::clone(&cache),
-            streams: Arc::clone(&streams),
-            clock: Arc::clone(&clock),
-        };
-        let services = Services::new(
-            &[],
-            system,
-            Arc::clone(&store),
-            Arc::clone(&cache),
-            Arc::clone(&clock),
-        );
-        let broadcasts = Arc::new(Broadcasts::new(
-            Arc::clone(&store),
-            Arc::clone(&streams),
-            Arc::clone(&clock),
-            Arc::clone(&random),
-            Duration::from_secs(60),
-        ));
+        let engine = Engine::new(&Config::default(), store, clock, random);
+        let engine = Arc::new(engine.unwrap_or_else(|error| panic!("{error}")));
+        let streams = Arc::clone(&engine.streams);
         let contacts = Arc::new(Contacts {
-            store: Arc::clone(&store),
-            cache,
-            services: Arc::new(services.unwrap_or_else(|error| panic!("{error}"))),
-            broadcasts,
-            clock: Arc::clone(&clock),
-            random: Arc::clone(&random),
+            engine,
             required_label: None,
             streaming_to: "here".to_owned(),
         });
@@ -72,14 +49,7 @@ impl Bed {
         change(&mut options);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let server = AgentServer::start(
-            listener,
-            options,
-            contacts,
-            Arc::clone(&streams),
-            store,
-            random,
-        );
+        let server = AgentServer::start(listener, options, contacts);
         Self {
             server,
             addr,

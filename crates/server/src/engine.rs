@@ -1,0 +1,65 @@
+//! What the port for agents and the port for operators both work on.
+
+use std::sync::Arc;
+
+use fleethold_store::{Clock, Random, Store};
+
+use crate::broadcasts::Broadcasts;
+use crate::cache::ClientCache;
+use crate::config::Config;
+use crate::services::system::SystemService;
+use crate::services::{ServiceConfigError, Services};
+use crate::streams::Streams;
+
+/// Everything between the ports and the store.
+pub(crate) struct Engine {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) cache: Arc<ClientCache>,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) services: Arc<Services>,
+    pub(crate) broadcasts: Arc<Broadcasts>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<Random>,
+}
+
+impl Engine {
+    /// Puts the parts together; nothing runs yet.
+    pub(crate) fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        random: Arc<Random>,
+    ) -> Result<Self, ServiceConfigError> {
+        let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
+        let streams = Arc::new(Streams::default());
+        let system = SystemService {
+            store: Arc::clone(&store),
+            cache: Arc::clone(&cache),
+            streams: Arc::clone(&streams),
+            clock: Arc::clone(&clock),
+        };
+        let services = Services::new(
+            &config.services,
+            system,
+            Arc::clone(&store),
+            Arc::clone(&cache),
+            Arc::clone(&clock),
+        )?;
+        let broadcasts = Broadcasts::new(
+            Arc::clone(&store),
+            Arc::clone(&streams),
+            Arc::clone(&clock),
+            Arc::clone(&random),
+            config.broadcast_poll,
+        );
+        Ok(Self {
+            store,
+            cache,
+            streams,
+            services: Arc::new(services),
+            broadcasts: Arc::new(broadcasts),
+            clock,
+            random,
+        })
+    }
+}
