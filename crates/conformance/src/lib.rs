@@ -69,6 +69,7 @@ mod groups;
 mod lifecycle;
 mod messages;
 mod model;
+pub mod oracle;
 mod processor;
 mod results;
 mod samples;
