@@ -30,7 +30,7 @@ cases![
 
 /// All that can be seen of the store that [`populate`] makes.
 #[derive(Debug, PartialEq)]
-struct Seen {
+pub(crate) struct Seen {
     messages: Vec<Message>,
     pending: Vec<Message>,
     results: Vec<Option<MessageResult>>,
@@ -177,7 +177,7 @@ async fn empty_store_opens_again(mut bed: Bed) {
     bed.add_client(C1).await;
 }
 
-async fn populate(bed: &Bed) {
+pub(crate) async fn populate(bed: &Bed) {
     bed.clock.advance(Duration::from_nanos(123_456_789));
     let first = ClientData {
         key: Bytes::from_static(b"\x00key\xff"),
@@ -227,7 +227,7 @@ async fn populate(bed: &Bed) {
         .unwrap();
 }
 
-async fn see(bed: &Bed) -> Seen {
+pub(crate) async fn see(bed: &Bed) -> Seen {
     let store = &bed.store;
     let messages = bed.read(&[1, 2, 3, 4, 5].map(message_id)).await;
     assert_eq!(messages.len(), 5, "all messages are there");

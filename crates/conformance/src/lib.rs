@@ -63,6 +63,7 @@ mod checks;
 mod claims;
 mod clients;
 mod contacts;
+mod disturbed;
 mod durability;
 mod files;
 mod groups;
@@ -71,10 +72,15 @@ mod messages;
 mod model;
 pub mod oracle;
 mod processor;
+mod races;
+mod refusals;
 mod results;
 mod samples;
 mod saves;
+mod sharing;
+mod text;
 mod usage;
+mod volume;
 
 use std::any::Any;
 use std::process::ExitCode;
@@ -144,6 +150,13 @@ const TOPICS: &[(&str, &[Case])] = &[
     ("processor", processor::CASES),
     ("lifecycle", lifecycle::CASES),
     ("durability", durability::CASES),
+    ("refusals", refusals::CASES),
+    ("text", text::CASES),
+    ("volume", volume::CASES),
+    ("races", races::CASES),
+    ("sharing", sharing::CASES),
+    ("disturbed", disturbed::CASES),
+    ("model", model::CASES),
 ];
 
 fn trials(harness: &Arc<dyn Harness>) -> Vec<Trial> {

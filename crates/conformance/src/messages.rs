@@ -9,7 +9,7 @@ use fleethold_proto::fleetspeak::{
     Address, Annotations, Message, MessageResult, ValidationInfo, annotations,
 };
 use fleethold_store::limits::{MAX_NAME_CHARS, MAX_TEXT_BYTES};
-use fleethold_store::{ClientId, ContactId, ErrorKind, MAX_PAYLOAD_BYTES, ServiceLimits};
+use fleethold_store::{ContactId, ErrorKind, MAX_PAYLOAD_BYTES, ServiceLimits};
 
 use crate::checks::{assert_messages, assert_refused, assert_same};
 use crate::results::assert_results;
@@ -35,7 +35,6 @@ cases![
     unusual_text_survives,
     f_09_messages_are_read_in_the_order_asked_for,
     priority_background_and_blocklist_flag_are_not_stored,
-    more_messages_than_a_statement_has_parameters,
 ];
 
 async fn b_001_to_012_stored_messages_come_back_until_processed(bed: Bed) {
@@ -500,51 +499,6 @@ async fn priority_background_and_blocklist_flag_are_not_stored(bed: Bed) {
         "priority, background and blocklist flag are never set",
         &bed.claim(C1).await,
         &[to_client(1, C1)],
-    );
-}
-
-async fn more_messages_than_a_statement_has_parameters(bed: Bed) {
-    const MANY: u64 = 33_000;
-    let messages: Vec<_> = (0..MANY).map(|number| to_client(number, C1)).collect();
-    let ids = ids_of(&messages);
-    bed.send(&messages).await;
-    let found = bed.read(&ids).await;
-    assert_messages("any number of messages can be read", &found, &messages);
-    let clients: Vec<ClientId> = (0..MANY).map(client_id).collect();
-    let found = bed
-        .store
-        .get_pending_messages(&clients, 32_998, 5, WITH_DATA)
-        .await
-        .unwrap();
-    assert_messages(
-        "any number of clients can be asked for",
-        &found,
-        &messages[32_998..],
-    );
-    let count = bed.store.get_pending_message_count(&clients).await.unwrap();
-    assert_same("any number of clients can be asked for", &count, &MANY);
-    assert_eq!(
-        bed.claim(C1).await.len(),
-        messages.len(),
-        "any number can be claimed"
-    );
-
-    let results: Vec<_> = ids.iter().take(100).map(|id| (*id, success(50))).collect();
-    bed.store.set_message_results(&results).await.unwrap();
-    bed.store.delete_pending_messages(&clients).await.unwrap();
-    let count = bed.store.get_pending_message_count(&[C1]).await.unwrap();
-    assert_same("any number of messages can be removed", &count, &0);
-    let results: Vec<_> = ids.iter().map(|id| (*id, success(51))).collect();
-    bed.store.set_message_results(&results).await.unwrap();
-    let result = bed
-        .store
-        .get_message_result(ids[ids.len() - 1])
-        .await
-        .unwrap();
-    assert_same(
-        "any number of results can be set",
-        &result,
-        &Some(success(51)),
     );
 }
 

@@ -1,10 +1,16 @@
 //! The model test: random histories of calls to a store and to
 //! [`MemoryStore`](fleethold_store::MemoryStore), which must answer alike and
 //! show the same after every step.
+//!
+//! After each step all is compared that the step can change in any way; after
+//! every tenth, after a dropped call and after reopening, everything else, too.
+//! At the end the due times, the
+//! counts of claims and the allocations, which nobody sees, are brought to light.
 
 mod calls;
 mod ops;
 mod pair;
+mod seen;
 
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
@@ -21,9 +27,11 @@ use rand::rngs::StdRng;
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use crate::{Harness, availability};
+use crate::{Bed, Harness, availability, cases};
 use ops::{Op, history};
 use pair::{Difference, Pair};
+
+cases![f_34_every_call_can_be_dropped_at_every_await];
 
 /// Histories that found something once, by what they found. A seed means the
 /// same history until `ops` changes; the store must pass it in any case.
@@ -114,7 +122,11 @@ fn compare(harness: &dyn Harness, mut seeds: Range<u64>) -> Result<(), Failed> {
 }
 
 fn runtime() -> std::io::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().build()
+    runtime::Builder::new_current_thread()
+        // A busy thread needs no waking, and only one core is wanted.
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
 }
 
 /// Takes the steps of a history with a new store and its model.
@@ -183,6 +195,26 @@ fn shortened<T: Clone>(mut items: Vec<T>, fails: impl Fn(&[T]) -> bool) -> Vec<T
         }
     }
     items
+}
+
+/// A dropped call happens wholly or not at all, and the next one works: each
+/// call is dropped after its first poll, its second, … until it finishes.
+async fn f_34_every_call_can_be_dropped_at_every_await(bed: Bed) {
+    let mut pair = Pair::new(bed, false, 1);
+    let mut random = StdRng::seed_from_u64(34);
+    // Long enough that each kind of call comes in many states.
+    for op in history(&mut random, 600) {
+        let step = match op {
+            Op::AdvanceClock { .. } | Op::Reopen => pair.step(&op).await,
+            Op::Drop { call, .. } => pair.drop_at_every_await(&call).await,
+            call => pair.drop_at_every_await(&call).await,
+        };
+        if let Err(difference) = step {
+            panic!("a dropped call is done or not done: {difference}");
+        }
+    }
+    let finish = pair.finish().await;
+    finish.expect("due times, counts and allocations are as if nothing had been dropped");
 }
 
 #[cfg(test)]

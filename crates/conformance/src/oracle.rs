@@ -93,7 +93,10 @@ impl fmt::Display for Violation {
                 write,
                 found,
                 parts,
-            } => write!(f, "only {found} of {parts} parts of write {write} are there"),
+            } => write!(
+                f,
+                "only {found} of {parts} parts of write {write} are there"
+            ),
             Self::Repeated { write, part } => {
                 write!(f, "part {part} of write {write} is there more than once")
             }

@@ -20,7 +20,7 @@ use crate::samples::{
 use crate::{Bed, cases};
 
 /// Longer than any first retry.
-const OVERDUE: Duration = Duration::from_secs(121);
+pub(crate) const OVERDUE: Duration = Duration::from_secs(121);
 
 cases![
     f_33_server_message_is_due_after_its_growing_retry_time,
@@ -410,10 +410,10 @@ async fn backlog(bed: &Bed) {
 }
 
 /// What a processor was called with.
-struct Calls(mpsc::UnboundedReceiver<Vec<Message>>);
+pub(crate) struct Calls(mpsc::UnboundedReceiver<Vec<Message>>);
 
 impl Calls {
-    async fn next(&mut self) -> Vec<Message> {
+    pub(crate) async fn next(&mut self) -> Vec<Message> {
         let call = timeout(LIMIT, self.0.recv()).await;
         let call = call.unwrap_or_else(|_| panic!("the processor is called within {LIMIT:?}"));
         let messages = call.expect("the processor is registered");
@@ -425,7 +425,7 @@ impl Calls {
     }
 
     /// Checks that no call comes for a while; the end of all calls is none.
-    async fn none(&mut self, contract: &str) {
+    pub(crate) async fn none(&mut self, contract: &str) {
         if let Ok(Some(messages)) = timeout(PERIODS, self.0.recv()).await {
             panic!(
                 "{contract}\n  found a call with {} messages",
@@ -444,9 +444,9 @@ impl MessageProcessor for Silent {
 }
 
 /// Reports its calls.
-struct Recorder(mpsc::UnboundedSender<Vec<Message>>);
+pub(crate) struct Recorder(mpsc::UnboundedSender<Vec<Message>>);
 
-fn recorder() -> (Arc<Recorder>, Calls) {
+pub(crate) fn recorder() -> (Arc<Recorder>, Calls) {
     let (calls, called) = mpsc::unbounded_channel();
     (Arc::new(Recorder(calls)), Calls(called))
 }

@@ -4,20 +4,20 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fleethold_proto::fleetspeak::Message;
-use fleethold_proto::fleetspeak::server::{Client, ClientContact, ClientResourceUsageRecord};
 use fleethold_store::{
-    BroadcastId, BroadcastInfo, ClientData, ClientId, Clock, ErrorKind, ManualClock,
-    MemoryStore, MessageId, MessageStore, Random, Result, Store, StoredFile, clock,
+    Clock, ErrorKind, ManualClock, MemoryStore, MessageId, MessageStore, Random, Result,
 };
-use futures::TryStreamExt;
-use futures::future::{join, join_all};
+use futures::future::join;
 
-use super::calls::{self, Answer, Names, Side, call, file_name, message_id};
-use super::ops::{CLIENTS, FILES, MESSAGES, Op};
+use super::calls::{Answer, Names, Side, call, message_id};
+use super::ops::{BROADCASTS, CLIENTS, MESSAGES, Op};
+use super::seen::{Look, see};
 use crate::Bed;
 use crate::checks::cancel_after;
-use crate::samples::{WITH_DATA, seconds, success};
+use crate::samples::{WITH_DATA, id_of, success};
+
+/// Every so many steps look where they cannot have changed anything, too.
+const EVERYWHERE: usize = 10;
 
 /// What differed, for the reader of a report.
 pub(crate) type Difference = String;
@@ -28,29 +28,9 @@ pub(crate) struct Pair {
     reopens: bool,
     model: MemoryStore,
     names: Names,
-    /// What the model showed last.
-    shown: Option<Seen>,
-}
-
-/// All that can be seen of a store without changing it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Seen {
-    messages: Vec<Message>,
-    pending: Vec<Message>,
-    pending_count: u64,
-    clients: Vec<Client>,
-    streamed: Vec<ClientId>,
-    of_clients: Vec<OfClient>,
-    active: Vec<BroadcastInfo>,
-    files: Vec<Option<StoredFile>>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct OfClient {
-    data: Option<ClientData>,
-    contacts: Vec<ClientContact>,
-    usage: Vec<ClientResourceUsageRecord>,
-    sent: Vec<BroadcastId>,
+    steps: usize,
+    /// Whether the last call to drop finished before.
+    finished: bool,
 }
 
 impl Pair {
@@ -61,11 +41,12 @@ impl Pair {
             bed,
             reopens,
             names: Names::default(),
-            shown: None,
+            steps: 0,
+            finished: false,
         }
     }
 
-    /// Takes a step with both and compares all that can be seen.
+    /// Takes a step with both and compares what can be seen.
     pub(crate) async fn step(&mut self, op: &Op) -> Result<(), Difference> {
         match op {
             Op::AdvanceClock { micros } => self.bed.clock.advance(Duration::from_micros(*micros)),
@@ -82,14 +63,19 @@ impl Pair {
                 ) =>
             {
                 self.step_both(call).await?;
+                self.finished = true;
             }
             Op::Drop { polls, call } => self.step_dropped(usize::from(*polls), call).await?,
             op => self.step_both(op).await?,
         }
-        let (shown, expected) = join(see(&*self.bed.store), see(&self.model)).await;
-        same("what can be seen", &shown, &expected)?;
-        self.shown = Some(expected);
-        Ok(())
+        self.steps += 1;
+        let look = if self.steps.is_multiple_of(EVERYWHERE) {
+            Look::EVERYWHERE
+        } else {
+            Look::after(op)
+        };
+        let (shown, expected) = join(see(&*self.bed.store, look), see(&self.model, look)).await;
+        same("what can be seen", &shown, &expected)
     }
 
     /// Brings to light what steps cannot see: due times, counts, allocations.
@@ -102,7 +88,7 @@ impl Pair {
         let claims: Vec<_> = claims
             .chain([Op::ClaimOnServer { limit: u64::MAX }])
             .collect();
-        let broadcasts = || 0..super::ops::BROADCASTS;
+        let broadcasts = || 0..BROADCASTS;
         for micros in [0, 60_000_000, 6_000_000, 834_000_000] {
             self.step(&Op::AdvanceClock { micros }).await?;
             for claim in &claims {
@@ -135,6 +121,25 @@ impl Pair {
             .await?;
         }
         self.step(&Op::Reopen).await
+    }
+
+    /// Drops a call after one poll, two, … until it finishes.
+    pub(crate) async fn drop_at_every_await(&mut self, op: &Op) -> Result<(), Difference> {
+        /// More than any call has.
+        const MOST: u8 = 100;
+        for polls in 1..MOST {
+            let drop = Op::Drop {
+                polls,
+                call: Box::new(op.clone()),
+            };
+            self.finished = false;
+            let step = self.step(&drop).await;
+            step.map_err(|difference| format!("{op:?} dropped after {polls} polls: {difference}"))?;
+            if self.finished {
+                return Ok(());
+            }
+        }
+        Err(format!("{op:?} is not finished after {MOST} polls"))
     }
 
     /// Makes a call to both, which must answer alike.
@@ -201,24 +206,22 @@ impl Pair {
     /// all, and brings the model to the same state.
     async fn step_dropped(&mut self, polls: usize, op: &Op) -> Result<(), Difference> {
         let now = self.bed.clock.now();
-        let before = match self.shown.take() {
-            Some(shown) => shown,
-            None => see(&self.model).await,
-        };
+        let before = see(&self.model, Look::EVERYWHERE).await;
         let finished = {
             let call = call(&*self.bed.store, now, &self.names, Side::Store, op);
             cancel_after(polls, call).await
         };
         if let Some(found) = finished {
+            self.finished = true;
             let expected = self.call_model(op).await;
             return self.compare(found, expected);
         }
         // What was handed over is done before any later write.
         let next = self.bed.store.delete_file("", "no file").await;
         next.map_err(|error| format!("the next call fails: {error:?}"))?;
-        let shown = see(&*self.bed.store).await;
+        let shown = see(&*self.bed.store, Look::EVERYWHERE).await;
         let expected = self.call_model(op).await;
-        let after = see(&self.model).await;
+        let after = see(&self.model, Look::EVERYWHERE).await;
         if shown != before {
             return same("what a dropped call left half done", &shown, &after);
         }
@@ -288,85 +291,13 @@ impl Pair {
                     .as_ref()
                     .is_some_and(|to| to.client_id.is_empty())
             })
-            .map(crate::samples::id_of)
+            .map(id_of)
             .collect()
     }
 
     /// Closes the store; what removes it is dropped with this pair.
     pub(crate) async fn close(self) {
         let _ = self.bed.store.close().await;
-    }
-}
-
-/// Looks at everything, at once.
-pub(crate) async fn see(store: &dyn Store) -> Seen {
-    let ids: Vec<_> = (0..MESSAGES).map(message_id).collect();
-    let clients: Vec<_> = (0..CLIENTS).map(calls::client).collect();
-    let far = clock::timestamp_from_epoch_nanos(i64::MAX);
-    let start = seconds(0);
-    let of_client = |id| {
-        let (start, far) = (&start, &far);
-        async move {
-            let (data, contacts) =
-                join(store.get_client_data(id), store.list_client_contacts(id)).await;
-            let usage = store.fetch_resource_usage_records(id, start, far);
-            let (usage, sent) = join(usage, store.list_sent_broadcasts(id)).await;
-            OfClient {
-                data: found(data),
-                contacts: contacts.expect("contacts"),
-                usage: usage.expect("records"),
-                sent: sent.expect("broadcasts"),
-            }
-        }
-    };
-    let file = |number| async move {
-        let (service, name) = file_name(number);
-        found(store.read_file(&service, &name).await)
-    };
-    let of_messages = async {
-        let messages = found(store.get_messages(&ids, WITH_DATA).await).unwrap_or_default();
-        let pending = store.get_pending_messages(&clients, 0, 0, WITH_DATA).await;
-        let count = store.get_pending_message_count(&clients).await;
-        (
-            messages,
-            pending.expect("messages"),
-            count.expect("a count"),
-        )
-    };
-    let of_all = async {
-        let listed = store.list_clients(&[]).await;
-        let streamed: Result<Vec<_>> = store.stream_client_ids(false, None).try_collect().await;
-        let active = store.list_active_broadcasts().await;
-        (
-            listed.expect("clients"),
-            streamed.expect("ids"),
-            active.expect("broadcasts"),
-        )
-    };
-    let ((messages, pending, pending_count), (listed, streamed, active)) =
-        join(of_messages, of_all).await;
-    let (of_clients, files) = join(
-        join_all(clients.iter().copied().map(of_client)),
-        join_all((0..FILES).map(file)),
-    )
-    .await;
-    Seen {
-        messages,
-        pending,
-        pending_count,
-        clients: listed,
-        streamed,
-        of_clients,
-        active,
-        files,
-    }
-}
-
-fn found<T>(answer: Result<T>) -> Option<T> {
-    match answer {
-        Ok(found) => Some(found),
-        Err(error) if error.is_not_found() => None,
-        Err(error) => panic!("a read fails: {error:?}"),
     }
 }
 
