@@ -66,7 +66,7 @@ fn open(path: &std::path::Path, clock: &Arc<ManualClock>, log: &Arc<Log>) -> Sql
 pub(crate) struct Log {
     statements: Mutex<Vec<String>>,
     commits: Arc<AtomicU64>,
-    steps: AtomicU64,
+    steps: Arc<AtomicU64>,
     prepared_again: AtomicU64,
 }
 
@@ -79,6 +79,16 @@ impl Log {
                 false
             }))
             .unwrap();
+        let steps = Arc::clone(&self.steps);
+        connection
+            .progress_handler(
+                1,
+                Some(move || {
+                    steps.fetch_add(1, Ordering::SeqCst);
+                    false
+                }),
+            )
+            .unwrap();
         let log = Arc::clone(self);
         let events = TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_PROFILE;
         connection
@@ -89,13 +99,9 @@ impl Log {
                         log.statements.lock().unwrap().push(statement.sql().into());
                     }
                     TraceEvent::Profile(statement, _) => {
-                        // Statuses count up until they are reset.
                         let prepared = statement.get_status(StatementStatus::RePrepare);
                         log.prepared_again
                             .fetch_add(u64::try_from(prepared).unwrap(), Ordering::SeqCst);
-                        let steps = statement.get_status(StatementStatus::VmStep);
-                        log.steps
-                            .fetch_add(u64::try_from(steps).unwrap(), Ordering::SeqCst);
                     }
                     _ => {}
                 }),
@@ -126,6 +132,7 @@ impl Log {
         self.prepared_again.load(Ordering::SeqCst)
     }
 
+    /// The steps of SQLite's virtual machine.
     pub(crate) fn steps(&self) -> u64 {
         self.steps.load(Ordering::SeqCst)
     }
