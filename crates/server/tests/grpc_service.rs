@@ -137,9 +137,8 @@ async fn result(admin: &mut AdminClient<Channel>) -> MessageResult {
         .expect("no result in 20 s")
 }
 
-// P-170.
 #[tokio::test]
-async fn service_gets_the_whole_message_and_its_success_is_the_result() {
+async fn p_170_service_gets_the_whole_message_and_its_success_is_the_result() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("service");
     let mut received = start_back_end(&path, Code::Ok);
@@ -158,9 +157,8 @@ async fn service_gets_the_whole_message_and_its_success_is_the_result() {
     assert_eq!(received.recv().await.unwrap(), other);
 }
 
-// P-171.
 #[tokio::test]
-async fn message_is_delivered_when_the_service_starts_after_the_server() {
+async fn p_171_message_is_delivered_when_the_service_starts_after_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("service");
     let (_server, mut admin) = start_with_back_end_at(&path).await;
@@ -170,9 +168,9 @@ async fn message_is_delivered_when_the_service_starts_after_the_server() {
     assert_eq!(received.recv().await.unwrap(), message());
 }
 
-// P-172, P-173: one call, and the result is there long before upstream's 30 s.
+// One call, and the result is there long before upstream's 30 s.
 #[tokio::test]
-async fn refused_message_has_failed_at_once_with_the_reason() {
+async fn p_172_and_173_refused_message_has_failed_at_once_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("service");
     let mut received = start_back_end(&path, Code::InvalidArgument);
@@ -189,9 +187,8 @@ async fn refused_message_has_failed_at_once_with_the_reason() {
     assert!(received.is_empty());
 }
 
-// P-174.
 #[tokio::test]
-async fn server_does_not_start_with_neither_insecure_nor_certificates() {
+async fn p_174_server_does_not_start_with_neither_insecure_nor_certificates() {
     let config = grpcservice::Config {
         target: "localhost:1".to_owned(),
         ..grpcservice::Config::default()

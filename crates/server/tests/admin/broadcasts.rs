@@ -8,9 +8,8 @@ use tonic::Code;
 
 use super::{Bed, address, broadcast, refused};
 
-// P-164.
 #[tokio::test]
-async fn broadcast_without_content_source_or_good_id_is_refused() {
+async fn p_164_broadcast_without_content_source_or_good_id_is_refused() {
     let mut bed = Bed::new().await;
     let wrong_id = Broadcast {
         broadcast_id: Bytes::from_static(b"short"),

@@ -16,9 +16,8 @@ use tonic::Code;
 
 use super::{Bed, CLIENT, OTHER, UNKNOWN, ids, label, refused};
 
-// P-158.
 #[tokio::test]
-async fn clients_are_listed_with_labels_and_last_contact() {
+async fn p_158_clients_are_listed_with_labels_and_last_contact() {
     let mut bed = Bed::new().await;
     for (asked, expected) in [
         (vec![], vec![CLIENT, OTHER]),
@@ -47,9 +46,8 @@ async fn clients_are_listed_with_labels_and_last_contact() {
     refused(bed.admin.list_clients(request).await, Code::InvalidArgument);
 }
 
-// P-159, P-161.
 #[tokio::test]
-async fn blacklisted_and_old_clients_are_left_out_of_the_stream_of_ids() {
+async fn p_159_and_161_blacklisted_and_old_clients_are_left_out_of_the_stream_of_ids() {
     let mut bed = Bed::new().await;
     for unknown in [Bytes::new(), UNKNOWN.to_bytes(), OTHER.to_bytes()] {
         let request = BlacklistClientRequest { client_id: unknown };
@@ -93,9 +91,9 @@ async fn blacklisted_and_old_clients_are_left_out_of_the_stream_of_ids() {
     );
 }
 
-// P-159: more clients than are read ahead or fit into one page.
+// More clients than are read ahead or fit into one page.
 #[tokio::test]
-async fn every_one_of_many_clients_is_streamed_once() {
+async fn p_159_every_one_of_many_clients_is_streamed_once() {
     let mut bed = Bed::new().await;
     let mut expected = vec![CLIENT, OTHER];
     for number in 0..3_000_u64 {
@@ -111,9 +109,8 @@ async fn every_one_of_many_clients_is_streamed_once() {
     assert_eq!(found, ids(&expected));
 }
 
-// P-160.
 #[tokio::test]
-async fn streamed_contacts_equal_listed_contacts() {
+async fn p_160_streamed_contacts_equal_listed_contacts() {
     let mut bed = Bed::new().await;
     for nonce in 1..=200 {
         bed.clock.advance(Duration::from_millis(1));
@@ -164,9 +161,8 @@ async fn streamed_contacts_equal_listed_contacts() {
     );
 }
 
-// P-162.
 #[tokio::test]
-async fn usage_records_need_a_range_which_excludes_its_end() {
+async fn p_162_usage_records_need_a_range_which_excludes_its_end() {
     let mut bed = Bed::new().await;
     let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
     for second in [1_000, 1_001, 1_002] {

@@ -7,9 +7,8 @@ use tonic::Code;
 
 use super::{Bed, refused};
 
-// P-163.
 #[tokio::test]
-async fn files_are_stored_replaced_and_removed_by_both_names() {
+async fn p_163_files_are_stored_replaced_and_removed_by_both_names() {
     let mut bed = Bed::new().await;
     for (seconds, content) in [(1_000, "old"), (1_001, "new")] {
         bed.clock.set(seconds);

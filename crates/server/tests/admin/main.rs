@@ -199,9 +199,9 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code) -> String 
     status.message().to_owned()
 }
 
-// P-165: the limit is 4 MiB for the whole request.
+// The limit is 4 MiB for the whole request.
 #[tokio::test]
-async fn request_over_4_mib_is_refused_and_the_server_goes_on() {
+async fn p_165_request_over_4_mib_is_refused_and_the_server_goes_on() {
     const LIMIT: usize = 4 * 1024 * 1024;
     let mut bed = Bed::new().await;
     let sized = |total: usize| {
@@ -220,9 +220,9 @@ async fn request_over_4_mib_is_refused_and_the_server_goes_on() {
     assert!(bed.store.stat_file("shell", "tool").await.is_ok());
 }
 
-// P-150: answers are not limited; here the caller's own limit is raised.
+// Answers are not limited; here the caller's own limit is raised.
 #[tokio::test]
-async fn answer_may_be_larger_than_a_request() {
+async fn p_150_answer_may_be_larger_than_a_request() {
     let mut bed = Bed::new().await;
     for number in 1..=4 {
         let mut message = message(number, Some(CLIENT), "shell");
@@ -238,9 +238,8 @@ async fn answer_may_be_larger_than_a_request() {
     assert_eq!(bed.pending(request).await.unwrap().len(), 4);
 }
 
-// P-166.
 #[tokio::test]
-async fn keep_alive_answers_while_other_calls_are_under_way() {
+async fn p_166_keep_alive_answers_while_other_calls_are_under_way() {
     let bed = Bed::new().await;
     let inserts = (0..200).map(|number| {
         let mut admin = bed.admin.clone();

@@ -14,9 +14,8 @@ use tonic::Code;
 
 use super::{Bed, CLIENT, OTHER, UNKNOWN, address, id, ids, message, refused};
 
-// P-151.
 #[tokio::test]
-async fn message_without_source_or_destination_service_is_refused() {
+async fn p_151_message_without_source_or_destination_service_is_refused() {
     let mut bed = Bed::new().await;
     let good = message(1, Some(CLIENT), "shell");
     for (wrong, field) in [
@@ -100,9 +99,9 @@ async fn inserted_message_is_kept_as_given_and_completed() {
     assert_eq!(stored.creation_time, Some(timestamp(bed.clock.now())));
 }
 
-// P-151: the limit is exact, after the missing fields are filled in.
+// The limit is exact, after the missing fields are filled in.
 #[tokio::test]
-async fn message_to_a_client_has_at_most_2_mib_when_complete() {
+async fn p_151_message_to_a_client_has_at_most_2_mib_when_complete() {
     const LIMIT: usize = 2_097_152;
     let mut bed = Bed::new().await;
     let sized = |total: usize| {
@@ -129,9 +128,8 @@ async fn message_to_a_client_has_at_most_2_mib_when_complete() {
     assert_eq!(bed.count(&[CLIENT]).await, 1);
 }
 
-// P-152.
 #[tokio::test]
-async fn message_inserted_twice_is_stored_once() {
+async fn p_152_message_inserted_twice_is_stored_once() {
     let mut bed = Bed::new().await;
     for _ in 0..2 {
         bed.insert(message(1, Some(CLIENT), "shell")).await.unwrap();
@@ -139,9 +137,8 @@ async fn message_inserted_twice_is_stored_once() {
     assert_eq!(bed.count(&[CLIENT]).await, 1);
 }
 
-// P-153.
 #[tokio::test]
-async fn message_to_an_unknown_client_is_refused_and_not_stored() {
+async fn p_153_message_to_an_unknown_client_is_refused_and_not_stored() {
     let mut bed = Bed::new().await;
     let text = refused(
         bed.insert(message(1, Some(UNKNOWN), "shell")).await,
@@ -155,9 +152,9 @@ async fn message_to_an_unknown_client_is_refused_and_not_stored() {
     assert_eq!(bed.count(&[UNKNOWN]).await, 0);
 }
 
-// P-154: the clock stands still, so the store's own retry is never due.
+// The clock stands still, so the store's own retry is never due.
 #[tokio::test]
-async fn message_to_a_service_on_the_server_is_processed_at_once() {
+async fn p_154_message_to_a_service_on_the_server_is_processed_at_once() {
     let mut bed = Bed::new().await;
     bed.insert(message(1, None, "sink")).await.unwrap();
     let status = bed.finished(id(1)).await;
@@ -174,9 +171,8 @@ async fn message_to_a_service_on_the_server_is_processed_at_once() {
     );
 }
 
-// P-155.
 #[tokio::test]
-async fn status_of_an_unknown_message_is_empty() {
+async fn p_155_status_of_an_unknown_message_is_empty() {
     let mut bed = Bed::new().await;
     for unknown in [&[][..], &[9; 32]] {
         let status = bed.message_status(unknown).await;
@@ -191,9 +187,8 @@ async fn status_of_an_unknown_message_is_empty() {
     );
 }
 
-// P-156.
 #[tokio::test]
-async fn pending_messages_come_by_id_and_in_pages() {
+async fn p_156_pending_messages_come_by_id_and_in_pages() {
     let mut bed = Bed::new().await;
     for (number, client) in [(3, CLIENT), (1, OTHER), (2, CLIENT), (4, OTHER)] {
         bed.insert(message(number, Some(client), "shell"))
@@ -235,9 +230,8 @@ async fn pending_messages_come_by_id_and_in_pages() {
     refused(bed.pending(offset_alone).await, Code::InvalidArgument);
 }
 
-// P-157, P-155.
 #[tokio::test]
-async fn deleted_pending_messages_have_failed() {
+async fn p_155_and_157_status_of_deleted_pending_messages_says_they_failed() {
     let mut bed = Bed::new().await;
     bed.insert(message(1, Some(CLIENT), "shell")).await.unwrap();
     bed.insert(message(2, Some(OTHER), "shell")).await.unwrap();

@@ -133,7 +133,7 @@ async fn process(service: &GrpcService, budget: Duration) -> Result<(), ServiceE
 }
 
 #[test]
-fn codes_have_the_classes_of_the_table() {
+fn p_172_codes_have_the_classes_of_the_table() {
     for (code, expected) in [
         (Code::Ok, Class::Unclear),
         (Code::Cancelled, Class::Temporary),
@@ -158,7 +158,7 @@ fn codes_have_the_classes_of_the_table() {
 }
 
 #[test]
-fn unclear_error_is_final_only_after_as_long_as_upstream_tries() {
+fn p_172_unclear_error_is_final_only_after_as_long_as_upstream_tries() {
     for (class, seconds, expected) in [
         (Class::Permanent, 0, true),
         (Class::Permanent, 30, true),
@@ -175,7 +175,7 @@ fn unclear_error_is_final_only_after_as_long_as_upstream_tries() {
 }
 
 #[tokio::test]
-async fn service_gets_the_whole_message_and_the_time_left() {
+async fn p_170_service_gets_the_whole_message_and_the_time_left() {
     let back_end = Scripted::default();
     let service = plain(back_end.serve().await);
     process(&service, PLENTY).await.unwrap();
@@ -188,7 +188,7 @@ async fn service_gets_the_whole_message_and_the_time_left() {
 }
 
 #[tokio::test]
-async fn permanent_code_ends_the_tries_at_once() {
+async fn p_173_permanent_code_ends_the_tries_at_once() {
     let back_end = Scripted::always(Code::InvalidArgument);
     let addr = back_end.serve().await;
     let error = process(&plain(addr), PLENTY).await.unwrap_err();
@@ -244,7 +244,7 @@ async fn broken_connection_is_no_answer_of_the_service() {
 }
 
 #[tokio::test]
-async fn service_may_start_after_the_server_and_may_be_restarted() {
+async fn p_171_service_may_start_after_the_server_and_may_be_restarted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("service");
     let service = plain(format!("unix:{}", path.display()));
@@ -270,7 +270,7 @@ async fn service_may_start_after_the_server_and_may_be_restarted() {
 }
 
 #[tokio::test]
-async fn self_signed_certificate_is_trusted_when_it_is_configured() {
+async fn p_175_self_signed_certificate_is_trusted_when_it_is_configured() {
     for is_ca in [
         IsCa::Ca(BasicConstraints::Unconstrained),
         IsCa::ExplicitNoCa,
@@ -290,7 +290,7 @@ async fn self_signed_certificate_is_trusted_when_it_is_configured() {
 }
 
 #[tokio::test]
-async fn certificate_must_be_signed_by_a_configured_one_and_name_the_host() {
+async fn p_175_certificate_must_be_signed_by_a_configured_one_and_name_the_host() {
     let (issuer, certificate, key) = signed("127.0.0.1");
     let back_end = Scripted::default();
     let addr = back_end.serve_tls(&certificate, &key).await;
@@ -314,7 +314,7 @@ async fn certificate_must_be_signed_by_a_configured_one_and_name_the_host() {
 }
 
 #[tokio::test]
-async fn expired_certificate_is_refused_though_it_is_configured() {
+async fn p_175_expired_certificate_is_refused_though_it_is_configured() {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
     params.not_before = rcgen::date_time_ymd(2001, 1, 1);
@@ -329,7 +329,7 @@ async fn expired_certificate_is_refused_though_it_is_configured() {
 }
 
 #[tokio::test]
-async fn wrong_configuration_is_refused_with_service_and_field() {
+async fn p_174_wrong_configuration_is_refused_with_service_and_field() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &str| {
         let path = dir.path().join(name);
