@@ -311,8 +311,8 @@ async fn f_23_concurrent_cleanups_are_counted_exactly(bed: Bed) {
 }
 
 async fn f_24_many_servers_send_exactly_the_limit(bed: Bed) {
-    const LIMIT: u64 = 300;
-    const CLIENTS: u64 = 400;
+    const LIMIT: u64 = 10_000;
+    const CLIENTS: u64 = 10_100;
     let id = broadcast_id(0);
     bed.add_clients((0..CLIENTS).map(client_id)).await;
     bed.store

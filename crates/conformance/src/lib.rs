@@ -42,7 +42,20 @@
 //! ```
 //!
 //! A store on disk hands the suite its directory and the way to open it again:
-//! `Bed::new(store, clock).with_guard(directory).with_reopen(open)`.
+//! `Bed::new(store, clock).with_guard(directory).with_reopen(open)`. Cases that
+//! reach behind the store, for instance to damage a row, run for harnesses whose
+//! [`Capabilities`] say that they have a way; the others show as ignored.
+//!
+//! A complete example with a store that is broken, and its report, is
+//! `examples/own_store`: `cargo run -p fleethold-conformance --example own_store`.
+//!
+//! # Random histories
+//!
+//! [`run_model`] takes the same [`Harness`] and compares thousands of random
+//! histories with the store in memory. It belongs into a test target of its own.
+//! `FLEETHOLD_MODEL_HISTORIES=100000 FLEETHOLD_MODEL_SEED=1000000 cargo test
+//! --release --test model` runs longer and elsewhere; what a failure prints
+//! repeats it.
 //!
 //! # Names
 //!

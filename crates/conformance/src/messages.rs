@@ -5,18 +5,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use fleethold_proto::Timestamp;
 use fleethold_proto::fleetspeak::message::Priority;
-use fleethold_proto::fleetspeak::{
-    Address, Annotations, Message, MessageResult, ValidationInfo, annotations,
-};
+use fleethold_proto::fleetspeak::{Annotations, Message, ValidationInfo, annotations};
 use fleethold_store::limits::{MAX_NAME_CHARS, MAX_TEXT_BYTES};
 use fleethold_store::{ContactId, ErrorKind, MAX_PAYLOAD_BYTES, ServiceLimits};
 
 use crate::checks::{assert_messages, assert_refused, assert_same};
+use crate::refusals::malformed_messages;
 use crate::results::assert_results;
 use crate::samples::{
-    C1, C2, SERVICE, WITH_DATA, WITHOUT_DATA, address, client_id, contact, data, failure,
-    for_service, ids_of, message_id, seconds, success, tags, to_client, to_server, with_result,
-    without_data,
+    C1, C2, WITH_DATA, WITHOUT_DATA, address, client_id, contact, data, failure, for_service,
+    ids_of, message_id, seconds, success, tags, to_client, to_server, with_result, without_data,
 };
 use crate::{Bed, cases};
 
@@ -519,73 +517,6 @@ pub(crate) async fn five_pending(bed: &Bed) -> Vec<Message> {
         .await
         .unwrap();
     messages
-}
-
-/// Returns messages numbered 2 that no store accepts, and what is wrong with each.
-pub(crate) fn malformed_messages() -> Vec<(&'static str, Message)> {
-    let good = to_client(2, C1);
-    let with_id = |length| Message {
-        message_id: Bytes::from(vec![2; length]),
-        ..good.clone()
-    };
-    let address_of = |length| {
-        Some(Address {
-            client_id: Bytes::from(vec![1; length]),
-            service_name: SERVICE.into(),
-        })
-    };
-    let from = |length| Message {
-        source: address_of(length),
-        ..good.clone()
-    };
-    let to = |length| Message {
-        destination: address_of(length),
-        ..good.clone()
-    };
-    let created = |creation_time| Message {
-        creation_time,
-        ..good.clone()
-    };
-    let timeless = |failed| Message {
-        result: Some(MessageResult {
-            failed,
-            ..MessageResult::default()
-        }),
-        ..good.clone()
-    };
-    vec![
-        ("no message id", with_id(0)),
-        ("a message id of 31 bytes", with_id(31)),
-        ("a message id of 33 bytes", with_id(33)),
-        ("no creation time", created(None)),
-        (
-            "a creation time in second 0",
-            created(Some(Timestamp {
-                seconds: 0,
-                nanos: 5,
-            })),
-        ),
-        (
-            "no destination",
-            Message {
-                destination: None,
-                ..good.clone()
-            },
-        ),
-        ("a destination client id of 7 bytes", to(7)),
-        ("a destination client id of 9 bytes", to(9)),
-        ("a source client id of 7 bytes", from(7)),
-        ("a source client id of 9 bytes", from(9)),
-        ("a success without time", timeless(false)),
-        ("a failure without time", timeless(true)),
-        (
-            "a result without time for a known message",
-            Message {
-                message_id: message_id(7).to_bytes(),
-                ..timeless(true)
-            },
-        ),
-    ]
 }
 
 fn annotated(message: Message) -> Message {

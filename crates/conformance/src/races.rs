@@ -188,7 +188,7 @@ fn orders<T: Clone>(items: &[T]) -> Vec<Vec<T>> {
             let first = rest.remove(first);
             orders(&rest)
                 .into_iter()
-                .map(move |rest| [&[first.clone()], &rest[..]].concat())
+                .map(move |rest| [std::slice::from_ref(&first), &rest[..]].concat())
         })
         .collect()
 }

@@ -1,19 +1,19 @@
 //! Refused calls leave no trace (specification section 3, all "InvalidArgument").
 
+use bytes::Bytes;
 use fleethold_proto::Timestamp;
-use fleethold_proto::fleetspeak::MessageResult;
 use fleethold_proto::fleetspeak::monitoring::ResourceUsageData;
 use fleethold_proto::fleetspeak::server::Broadcast;
+use fleethold_proto::fleetspeak::{Address, Message, MessageResult};
 use fleethold_store::{ClientData, ContactData, ContactId, ErrorKind, Result, Store};
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 
 use crate::checks::{assert_refused, assert_same};
 use crate::durability::{populate, see};
-use crate::messages::malformed_messages;
 use crate::samples::{
-    C1, C2, C3, WITH_DATA, at, broadcast, broadcast_id, contact, label, message_id, seconds,
-    to_client, to_server, usage_report,
+    C1, C2, C3, SERVICE, WITH_DATA, at, broadcast, broadcast_id, contact, label, message_id,
+    seconds, to_client, to_server, usage_report,
 };
 use crate::{Bed, cases};
 
@@ -214,4 +214,71 @@ fn calls(store: &dyn Store) -> Vec<(String, Call<'_>)> {
     };
     calls.push(("a wrong filter".to_owned(), streamed.boxed()));
     calls
+}
+
+/// Returns messages numbered 2 that no store accepts, and what is wrong with each.
+pub(crate) fn malformed_messages() -> Vec<(&'static str, Message)> {
+    let good = to_client(2, C1);
+    let with_id = |length| Message {
+        message_id: Bytes::from(vec![2; length]),
+        ..good.clone()
+    };
+    let address_of = |length| {
+        Some(Address {
+            client_id: Bytes::from(vec![1; length]),
+            service_name: SERVICE.into(),
+        })
+    };
+    let from = |length| Message {
+        source: address_of(length),
+        ..good.clone()
+    };
+    let to = |length| Message {
+        destination: address_of(length),
+        ..good.clone()
+    };
+    let created = |creation_time| Message {
+        creation_time,
+        ..good.clone()
+    };
+    let timeless = |failed| Message {
+        result: Some(MessageResult {
+            failed,
+            ..MessageResult::default()
+        }),
+        ..good.clone()
+    };
+    vec![
+        ("no message id", with_id(0)),
+        ("a message id of 31 bytes", with_id(31)),
+        ("a message id of 33 bytes", with_id(33)),
+        ("no creation time", created(None)),
+        (
+            "a creation time in second 0",
+            created(Some(Timestamp {
+                seconds: 0,
+                nanos: 5,
+            })),
+        ),
+        (
+            "no destination",
+            Message {
+                destination: None,
+                ..good.clone()
+            },
+        ),
+        ("a destination client id of 7 bytes", to(7)),
+        ("a destination client id of 9 bytes", to(9)),
+        ("a source client id of 7 bytes", from(7)),
+        ("a source client id of 9 bytes", from(9)),
+        ("a success without time", timeless(false)),
+        ("a failure without time", timeless(true)),
+        (
+            "a result without time for a known message",
+            Message {
+                message_id: message_id(7).to_bytes(),
+                ..timeless(true)
+            },
+        ),
+    ]
 }

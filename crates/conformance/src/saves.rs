@@ -10,7 +10,7 @@ use fleethold_store::{BROADCAST_UNLIMITED, ErrorKind, MAX_PAYLOAD_BYTES};
 
 use crate::broadcasts::active;
 use crate::checks::{assert_messages, assert_refused, assert_same};
-use crate::messages::malformed_messages;
+use crate::refusals::malformed_messages;
 use crate::samples::{
     C1, C2, C3, bare_message, broadcast, broadcast_id, client_id, data, failure, message_id,
     seconds, to_client, with_result,

@@ -515,7 +515,9 @@ fn report(flavour: u8) -> ResourceUsageData {
 
 fn flavoured_broadcast(number: u8, flavour: u8) -> Broadcast {
     let plain = Broadcast {
-        expiration_time: (flavour % 3 == 0).then(|| seconds(100_000 + 20 * i64::from(flavour))),
+        expiration_time: flavour
+            .is_multiple_of(3)
+            .then(|| seconds(100_000 + 20 * i64::from(flavour))),
         ..broadcast(number.into())
     };
     let grouped = Broadcast {

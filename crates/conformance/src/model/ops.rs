@@ -164,7 +164,7 @@ pub(crate) enum Op {
     /// Polls the call so often and then drops it.
     Drop {
         polls: u8,
-        call: Box<Op>,
+        call: Box<Self>,
     },
 }
 
