@@ -13,7 +13,7 @@ use fleethold_proto::fleetspeak::{Address, Message};
 use fleethold_store::clock::timestamp;
 use fleethold_store::{
     AllocationId, AllocationInfo, BROADCAST_UNLIMITED, BroadcastId, BroadcastInfo, ClientId, Clock,
-    Error, ErrorKind, MessageId, Random, Store,
+    Error, ErrorKind, MessageId, Outcome, Random, Store,
 };
 use tokio::sync::RwLock;
 
@@ -90,7 +90,7 @@ impl Broadcasts {
     /// Stores and returns the broadcast messages that `client` is due; after
     /// an error those it has got so far, and the rest at its next contact.
     pub(crate) async fn messages_for(
-        &self,
+        self: &Arc<Self>,
         client: ClientId,
         cached: &CachedClient,
     ) -> Vec<Message> {
@@ -180,14 +180,21 @@ impl Broadcasts {
     }
 
     async fn send_all(
-        &self,
+        self: &Arc<Self>,
         shares: Vec<Arc<Share>>,
         client: ClientId,
         messages: &mut Vec<Message>,
     ) -> Result<(), Error> {
         let sent = self.store.list_sent_broadcasts(client).await?;
         for share in shares.into_iter().filter(|share| !sent.contains(&share.id)) {
-            messages.extend(self.send(share, client).await?);
+            // A task of its own: an agent that hangs up must not stop it
+            // between the store's count and ours.
+            let broadcasts = Arc::clone(self);
+            let sending = tokio::spawn(async move { broadcasts.send(share, client).await });
+            match sending.await {
+                Ok(message) => messages.extend(message?),
+                Err(error) => tracing::error!(%error, "sending a broadcast panicked"),
+            }
         }
         Ok(())
     }
@@ -217,7 +224,10 @@ impl Broadcasts {
             let Err(error) = saved else {
                 return Ok(Some(message));
             };
-            share.return_place();
+            // What may have been saved counts: the limit must hold.
+            if error.outcome() == Outcome::NotApplied {
+                share.return_place();
+            }
             drop(using);
             match error.kind() {
                 // Another contact of this client was faster, or an operator was.
@@ -359,12 +369,12 @@ impl Share {
 
     fn take_place(&self, clock: &dyn Clock) -> bool {
         let mut sent = self.sent();
-        let free = !self.has_expired(clock)
+        let is_free = !self.has_expired(clock)
             && self.allocation.as_ref().is_none_or(|allocation| {
                 *sent < allocation.limit && clock.now() <= allocation.expiry
             });
-        *sent += u64::from(free);
-        free
+        *sent += u64::from(is_free);
+        is_free
     }
 
     fn return_place(&self) {

@@ -18,6 +18,8 @@ const MOST_ENTRIES: usize = 200_000;
 pub(crate) struct ClientCache {
     store: Arc<dyn Store>,
     entries: Mutex<HashMap<ClientId, Arc<CachedClient>>>,
+    /// How often something was forgotten: what was read before that may be stale.
+    forgotten: AtomicU64,
 }
 
 /// A client as it was a short while ago.
@@ -35,6 +37,7 @@ impl ClientCache {
         Self {
             store,
             entries: Mutex::default(),
+            forgotten: AtomicU64::new(0),
         }
     }
 
@@ -44,6 +47,7 @@ impl ClientCache {
         if let Some(cached) = cached.filter(|cached| cached.loaded.elapsed() < LIFETIME) {
             return Ok(Some(cached));
         }
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
         let data = match self.store.get_client_data(client).await {
             Ok(data) => data,
             Err(error) if error.is_not_found() => return Ok(None),
@@ -58,7 +62,7 @@ impl ClientCache {
             if entries.len() >= MOST_ENTRIES {
                 entries.retain(|_, entry| entry.loaded.elapsed() < LIFETIME);
             }
-            if entries.len() < MOST_ENTRIES {
+            if entries.len() < MOST_ENTRIES && self.forgotten.load(Ordering::SeqCst) == forgotten {
                 entries.insert(client, Arc::clone(&loaded));
             }
         });
@@ -67,7 +71,10 @@ impl ClientCache {
 
     /// Forgets a client whose data has changed.
     pub(crate) fn forget(&self, client: ClientId) {
-        self.with(|entries| entries.remove(&client));
+        self.with(|entries| {
+            self.forgotten.fetch_add(1, Ordering::SeqCst);
+            entries.remove(&client)
+        });
     }
 
     fn with<T>(

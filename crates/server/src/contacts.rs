@@ -8,26 +8,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fleethold_proto::Timestamp;
 use fleethold_proto::fleetspeak::{
     Address, ContactData as WireContact, Label, Message, MessageResult, WrappedContactData,
 };
 use fleethold_store::clock::timestamp;
 use fleethold_store::limits::check_name;
 use fleethold_store::{
-    ClientData, ClientId, ContactData, ContactId, ErrorKind, MessageId, ServiceLimits,
+    ClientData, ClientId, ContactData, ContactId, ErrorKind, MAX_PAYLOAD_BYTES, MessageId,
+    ServiceLimits,
 };
-use prost::Message as _;
 
 use crate::cache::CachedClient;
 use crate::engine::Engine;
 use crate::services::Try;
 use crate::services::system::{CLIENT, DIE, NAME as SYSTEM, REKEY_REQUEST};
-
-/// The most messages in one contact or record, in either direction.
-pub(crate) const MOST_MESSAGES: usize = 100;
-
-/// The most services of one agent; tokens of further ones are ignored.
-const MOST_SERVICES: usize = 1_000;
+use crate::wire::{self, MOST_ELEMENTS, MOST_MESSAGES};
 
 /// How long a stream's record is kept when the store has a passing trouble: a
 /// failed record makes the agent reconnect, a failed contact makes it wait minutes.
@@ -147,7 +143,7 @@ impl Contacts {
         let tokens = (!wire.allowed_messages.is_empty()).then(|| {
             wire.allowed_messages
                 .into_iter()
-                .take(MOST_SERVICES)
+                .take(MOST_ELEMENTS)
                 .collect()
         });
         Ok(Contact {
@@ -177,15 +173,9 @@ impl Contacts {
                 ContactError::Failed(format!("a signature's certificate is unreadable: {error}"))
             })?;
         }
-        let wire = WireContact::decode(record.contact_data.clone()).map_err(|error| {
+        let wire = wire::decode_contact(record.contact_data.clone()).map_err(|error| {
             ContactError::Failed(format!("contact data is unreadable: {error}"))
         })?;
-        if wire.messages.len() > MOST_MESSAGES {
-            return Err(ContactError::Failed(format!(
-                "{} messages in one contact, more than {MOST_MESSAGES}",
-                wire.messages.len()
-            )));
-        }
         Ok(wire)
     }
 
@@ -242,10 +232,15 @@ impl Contacts {
                 .entry(message.message_id.clone())
                 .or_insert(message);
         }
-        self.engine
+        let mut messages = self
+            .engine
             .services
             .process(accepted.into_values().collect(), Try::First)
-            .await
+            .await;
+        messages
+            .iter_mut()
+            .for_each(|message| give_up_oversized(message, now));
+        messages
     }
 }
 
@@ -421,7 +416,7 @@ impl Contact {
         let tokens = tokens.get_or_insert_default();
         let mut opened = false;
         for (service, count) in added {
-            if tokens.len() >= MOST_SERVICES && !tokens.contains_key(&service) {
+            if tokens.len() >= MOST_ELEMENTS && !tokens.contains_key(&service) {
                 continue;
             }
             let left = tokens.entry(service).or_default();
@@ -468,6 +463,23 @@ fn stamp(client: ClientId, message: &mut Message) -> Result<(), &'static str> {
     message.result = None;
     message.is_blocklisted_source = false;
     Ok(())
+}
+
+/// Fails a message that would have to wait and is too large to be stored: an
+/// error of the contact would make the agent send it for ever.
+fn give_up_oversized(message: &mut Message, now: Timestamp) {
+    let bytes = message.data.as_ref().map_or(0, |data| data.value.len());
+    if message.result.is_some() || bytes <= MAX_PAYLOAD_BYTES {
+        return;
+    }
+    message.data = None;
+    message.result = Some(MessageResult {
+        processed_time: Some(now),
+        failed: true,
+        failed_reason: format!(
+            "The service did not take the message, and {bytes} bytes are too many to wait."
+        ),
+    });
 }
 
 fn is_die(message: &Message) -> bool {

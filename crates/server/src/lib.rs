@@ -24,6 +24,7 @@ mod https;
 mod services;
 mod streams;
 mod tls;
+mod wire;
 
 use std::error::Error as StdError;
 use std::io;

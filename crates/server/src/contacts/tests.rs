@@ -14,6 +14,7 @@ use fleethold_store::{
     Random, Store,
 };
 use futures::future::join_all;
+use prost::Message as _;
 
 use super::*;
 use crate::config::Config;

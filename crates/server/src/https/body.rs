@@ -125,24 +125,29 @@ impl Charge {
 pub(super) struct Pace {
     started: Instant,
     received: usize,
+    latest: Instant,
 }
 
 impl Pace {
     pub(super) fn start() -> Self {
+        let now = Instant::now();
         Self {
-            started: Instant::now(),
+            started: now,
             received: 0,
+            latest: now,
         }
     }
 
     pub(super) fn received(&mut self, bytes: usize) {
         self.received += bytes;
+        self.latest = Instant::now();
     }
 
     /// Returns when the next bytes must have arrived.
     pub(super) fn deadline(&self) -> Instant {
         let earned = u64::try_from(self.received / LEAST_BYTES_PER_SECOND).unwrap_or(u64::MAX);
-        self.started + GRACE + Duration::from_secs(earned)
+        // Nothing is earned for a silence: what waits holds memory.
+        (self.started + GRACE + Duration::from_secs(earned)).min(self.latest + GRACE)
     }
 }
 

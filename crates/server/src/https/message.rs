@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use fleethold_proto::fleetspeak::{ContactData, Message, WrappedContactData};
+use fleethold_proto::fleetspeak::{ContactData, Message};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Request, StatusCode};
 use http_body::{Body, Frame, SizeHint};
@@ -19,6 +19,7 @@ use super::framing::take_messages;
 use super::reply::{Refusal, Reply, octets, peer};
 use super::{HANDLING_LIMIT, MOST_CONTACT_BYTES};
 use crate::contacts::{ContactKind, Delivery};
+use crate::wire;
 
 /// How much of an answer is encoded at a time.
 const PART_BYTES: usize = 64 * 1024;
@@ -40,7 +41,7 @@ pub(super) async fn poll(
     let body = PlainBody::new(request.into_body(), encoding)
         .collect(MOST_CONTACT_BYTES, announced, &mut charge)
         .await?;
-    let record = WrappedContactData::decode(body)
+    let record = wire::decode_record(body)
         .map_err(|error| Refusal::bad_request(format!("the body is no contact: {error}")))?;
 
     let exchange = async {

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleethold_proto::fleetspeak::{Message, WrappedContactData};
+use fleethold_proto::fleetspeak::Message;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use http_body::Body;
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -23,11 +22,15 @@ use super::framing::{self, Record, RecordError, RecordReader};
 use super::{HANDLING_LIMIT, Shared};
 use crate::contacts::{Accepted, Contact, ContactError, Delivery};
 use crate::streams::StreamHandle;
+use crate::wire;
 
 /// What one stream may have in processing before its agent has to wait. A
 /// record that has begun to arrive is still read to its end.
 const MOST_RECORDS: usize = 8;
 const MOST_RECORD_BYTES: usize = 8 * 1024 * 1024;
+
+/// How many frames may wait for an agent before its records are no longer read.
+const MOST_OUTBOX: usize = 64;
 
 /// Wake-ups within this time lead to one look at the store.
 const COALESCE: Duration = Duration::from_millis(2);
@@ -48,7 +51,7 @@ type RecordFuture = Pin<Box<dyn Future<Output = (Result<Accepted, Failure>, usiz
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("a record is no contact")]
-    Decode(#[from] prost::DecodeError),
+    Decode(#[from] wire::WireError),
     #[error("a record was not processed in time")]
     Late,
     #[error(transparent)]
@@ -273,8 +276,10 @@ impl Session {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let look = self.next_look();
-        let room =
-            self.processing.len() < MOST_RECORDS && self.processing_bytes < MOST_RECORD_BYTES;
+        // Each record becomes a frame: an agent that takes none sends no more.
+        let room = self.processing.len() < MOST_RECORDS
+            && self.processing_bytes < MOST_RECORD_BYTES
+            && self.outbox.len() < MOST_OUTBOX;
         let open = self.sending == Sending::Open && self.finish_by.is_none();
         let reading = self.finish_by.is_none();
         let fetch = &mut self.fetch;
@@ -355,7 +360,7 @@ impl Session {
         self.processing.push_back(Box::pin(async move {
             let _charge = record.charge;
             let accept = async {
-                let record = WrappedContactData::decode(record.bytes)?;
+                let record = wire::decode_record(record.bytes)?;
                 Ok(contact.accept_record(record).await?)
             };
             let result = tokio::time::timeout(HANDLING_LIMIT, accept).await;

@@ -8,11 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleethold_proto::fleetspeak::WrappedContactData;
 use http::{Request, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -23,6 +21,7 @@ use super::framing::{RecordError, RecordReader};
 use super::reply::{Refusal, Reply, octets, peer};
 use super::session::Session;
 use crate::contacts::{ContactKind, Delivery};
+use crate::wire;
 
 /// How long the agent may take for its first record.
 const FIRST_RECORD_LIMIT: Duration = Duration::from_secs(3 * 60);
@@ -60,7 +59,7 @@ pub(super) async fn start(
         .await
         .map_err(|_| Refusal::bad_request("the first record took too long"))??
         .ok_or_else(|| Refusal::bad_request("the stream has no record"))?;
-    let record = WrappedContactData::decode(first.bytes).map_err(|error| {
+    let record = wire::decode_record(first.bytes).map_err(|error| {
         Refusal::bad_request(format!("the first record is no contact: {error}"))
     })?;
 

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::{Service, ServiceError};
 use crate::cache::ClientCache;
 use crate::streams::Streams;
+use crate::wire::{MOST_ELEMENTS, check_list};
 
 /// The name under which every server and every agent has this service.
 pub(crate) const NAME: &str = "system";
@@ -31,12 +32,8 @@ pub(crate) const REKEY_REQUEST: &str = "RekeyRequest";
 /// Tells an agent to end; it is never acknowledged.
 pub(crate) const DIE: &str = "Die";
 
-/// Ids beyond this many in one acknowledgement are ignored: their messages are
-/// delivered and acknowledged again. Stock agents send at most some hundreds.
+/// The most ids in one acknowledgement; stock agents send at most some hundreds.
 const MOST_ACKNOWLEDGED: usize = 10_000;
-
-/// Labels beyond this many are refused: stock agents report a handful.
-const MOST_LABELS: usize = 1_000;
 
 pub(crate) struct SystemService {
     pub(crate) store: Arc<dyn Store>,
@@ -55,9 +52,15 @@ impl Service for SystemService {
         let client = ClientId::try_from(source)
             .map_err(|_| permanent("a message to `system` must come from a client"))?;
         match message.message_type.as_str() {
-            "MessageAck" => self.acknowledge(client, payload(message)?).await,
+            "MessageAck" => {
+                let ack = payload_with_list(message, "message ids", MOST_ACKNOWLEDGED)?;
+                self.acknowledge(client, ack).await
+            }
             "MessageError" => self.fail(client, payload(message)?).await,
-            "ClientInfo" => self.update_labels(client, payload(message)?).await,
+            "ClientInfo" => {
+                let info = payload_with_list(message, "labels", MOST_ELEMENTS)?;
+                self.update_labels(client, info).await
+            }
             "ResourceUsage" => self.record_usage(client, payload(message)?).await,
             "KillNotification" => {
                 let killed: KillNotification = payload(message)?;
@@ -75,7 +78,7 @@ impl Service for SystemService {
 impl SystemService {
     async fn acknowledge(&self, client: ClientId, ack: MessageAckData) -> Result<(), ServiceError> {
         let mut ids = BTreeSet::new();
-        for id in ack.message_ids.iter().take(MOST_ACKNOWLEDGED) {
+        for id in ack.message_ids.iter() {
             ids.insert(MessageId::try_from(&id[..]).map_err(|error| permanent(error.to_string()))?);
         }
         let ids: Vec<_> = ids.into_iter().collect();
@@ -130,9 +133,6 @@ impl SystemService {
         client: ClientId,
         info: ClientInfoData,
     ) -> Result<(), ServiceError> {
-        if info.labels.len() > MOST_LABELS {
-            return Err(permanent(format!("more than {MOST_LABELS} labels")));
-        }
         let mut wanted: Vec<&Label> = Vec::new();
         for label in &info.labels {
             if label.service_name != CLIENT
@@ -193,6 +193,17 @@ impl SystemService {
             other => other.map_err(|error| store_error(&error)),
         }
     }
+}
+
+/// Returns the payload of a message whose list, field 1, has no more elements than `most`.
+fn payload_with_list<M: prost::Message + Name + Default>(
+    message: &Message,
+    what: &'static str,
+    most: usize,
+) -> Result<M, ServiceError> {
+    let data = message.data.as_ref().map_or(&[][..], |data| &data.value);
+    check_list(data, 1, what, most).map_err(|error| permanent(error.to_string()))?;
+    payload(message)
 }
 
 fn payload<M: prost::Message + Name + Default>(message: &Message) -> Result<M, ServiceError> {
