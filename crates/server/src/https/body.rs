@@ -421,6 +421,9 @@ mod tests {
         pace.received(60);
         assert_eq!(pace.deadline(), started + Duration::from_secs(45));
         pace.received(100 * 1024);
+        let latest = pace.latest;
+        assert_eq!(pace.deadline(), latest + GRACE);
+        pace.latest = started + Duration::from_secs(120);
         assert_eq!(pace.deadline(), started + Duration::from_secs(145));
     }
 
