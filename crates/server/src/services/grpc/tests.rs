@@ -25,6 +25,9 @@ const PLENTY: Duration = Duration::from_secs(20);
 /// Enough for a few calls, far from upstream's 30 s.
 const SHORT: Duration = Duration::from_millis(400);
 
+/// Long enough for some handshakes on a busy machine.
+const HANDSHAKES: Duration = Duration::from_secs(3);
+
 /// Answers with some codes, then with success, and remembers what it got.
 #[derive(Clone, Default)]
 struct Scripted {
@@ -304,7 +307,7 @@ async fn p_175_certificate_must_be_signed_by_a_configured_one_and_name_the_host(
         ("localhost", &certificate),
     ] {
         let service = encrypted(host, addr, trusted);
-        let error = process(&service, SHORT).await.unwrap_err();
+        let error = process(&service, HANDSHAKES).await.unwrap_err();
         let ServiceError::Temporary(text) = error else {
             panic!("{error:?}");
         };
@@ -323,7 +326,7 @@ async fn p_175_expired_certificate_is_refused_though_it_is_configured() {
     let back_end = Scripted::default();
     let addr = back_end.serve_tls(&certificate, &key.serialize_pem()).await;
     let service = encrypted("localhost", addr, &certificate);
-    let error = process(&service, SHORT).await.unwrap_err();
+    let error = process(&service, HANDSHAKES).await.unwrap_err();
     assert!(matches!(error, ServiceError::Temporary(_)), "{error:?}");
     assert_eq!(back_end.calls(), 0);
 }
