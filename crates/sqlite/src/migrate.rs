@@ -5,7 +5,7 @@
 //! the database is ours, `user_version` how many migrations it has seen. Both
 //! change in the transaction that changes the schema.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -24,6 +24,10 @@ const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_initial.sql")];
 ///
 /// The header is read by hand: SQLite already changes a file, or those beside
 /// it, by opening it when its last user crashed. A missing or empty file is new.
+///
+/// A power cut may damage the header itself, while a database is made or its
+/// log is written back. Then a journal or log is beside it that repairs it, and
+/// SQLite has to look first.
 pub(crate) fn check_file(path: &Path) -> Result<(), OpenError> {
     const HEADER_BYTES: usize = 100;
     let failed = |source| OpenError::Io {
@@ -43,8 +47,16 @@ pub(crate) fn check_file(path: &Path) -> Result<(), OpenError> {
         path: path.to_owned(),
     };
     match (&file).read_exact(&mut header) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(foreign()),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
         read => read.map_err(failed)?,
+    }
+    let is_database = header.starts_with(b"SQLite format 3\0");
+    if !is_database
+        && ["-journal", "-wal"]
+            .iter()
+            .any(|suffix| has_beside(path, suffix))
+    {
+        return Ok(());
     }
     let number = |at: usize| {
         i32::from_be_bytes(
@@ -53,10 +65,16 @@ pub(crate) fn check_file(path: &Path) -> Result<(), OpenError> {
                 .expect("four bytes of a header"),
         )
     };
-    if !header.starts_with(b"SQLite format 3\0") || number(68) != APPLICATION_ID {
+    if !is_database || number(68) != APPLICATION_ID {
         return Err(foreign());
     }
     check_version(path, number(60)).map(drop)
+}
+
+fn has_beside(path: &Path, suffix: &str) -> bool {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    fs::metadata(beside).is_ok_and(|file| file.len() > 0)
 }
 
 /// Brings the database to the current version, all missing migrations at once
