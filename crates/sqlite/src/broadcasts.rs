@@ -347,9 +347,12 @@ fn check_sendable(
         Error::new(ErrorKind::BroadcastDisabled, operation, detail)
     };
     let now = tx.clock().now();
+    let counters = Counters::find(tx, broadcast)?.ok_or_else(disabled)?;
+    if counters.is_expired(timestamp(now)) {
+        return Err(disabled().into());
+    }
     let Some(id) = allocation else {
-        let counters = Counters::find(tx, broadcast)?.ok_or_else(disabled)?;
-        if counters.limit == BROADCAST_DISABLED || counters.is_expired(timestamp(now)) {
+        if counters.limit == BROADCAST_DISABLED {
             return Err(disabled().into());
         }
         return Ok(());

@@ -1,7 +1,8 @@
 //! Opening connections: one lock for the whole store, the same settings on
 //! every connection.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +47,7 @@ const READER_CACHE: i64 = 8 * 1024;
 
 /// Opens the connection of the writer, and creates or migrates the database.
 pub(crate) fn open_writer(path: &Path, options: &SqliteOptions) -> Result<Connection, OpenError> {
+    create_private(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -55,6 +57,23 @@ pub(crate) fn open_writer(path: &Path, options: &SqliteOptions) -> Result<Connec
         .map_err(failed(path))?;
     migrate::migrate(&connection, path)?;
     set_up(connection, WRITER_CACHE, options).map_err(failed(path))
+}
+
+/// Creates a missing file for its owner only; SQLite gives the files beside it
+/// the same rights. It holds keys and messages of a whole fleet.
+fn create_private(path: &Path) -> Result<(), OpenError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(OpenError::Io {
+            action: "create database",
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Opens a connection that cannot write.

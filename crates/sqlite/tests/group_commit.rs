@@ -29,7 +29,7 @@ async fn callers_at_the_same_time_share_commits() {
     .for_each(|ended| ended.unwrap());
 
     let commits = bed.log.commits();
-    assert!(commits < CALLERS * CALLS / 2, "{commits}");
+    assert!(commits <= CALLERS * CALLS / 3, "{commits}");
     for number in 0..CALLERS * CALLS {
         let id = MessageId::new(bed::id(number));
         let result = bed.store.get_message_result(id).await.unwrap();

@@ -283,3 +283,17 @@ async fn a_closed_store_answers_so_and_closes_again() {
         assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
     }
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn new_database_can_be_read_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path().join("fleet.db")).unwrap();
+    for file in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+        let metadata = directory.path().join(file).metadata().unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o077, 0, "{file}");
+    }
+    store.close().await.unwrap();
+}

@@ -91,10 +91,11 @@ impl BroadcastStore for MemoryStore {
                 .rows
                 .get_mut(&broadcast)
                 .ok_or_else(disabled)?;
+            if row.is_expired(now) {
+                return Err(disabled());
+            }
             let count = match allocation {
-                None if row.record.limit == BROADCAST_DISABLED || row.is_expired(now) => {
-                    return Err(disabled());
-                }
+                None if row.record.limit == BROADCAST_DISABLED => return Err(disabled()),
                 None => None,
                 Some(id) => {
                     let allocation = row.allocations.get_mut(&id).ok_or_else(disabled)?;
