@@ -38,6 +38,10 @@ impl AheadClock {
         }
     }
 
+    pub(crate) fn ahead_seconds(&self) -> u64 {
+        self.ahead_seconds.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn advance(&self, by: Duration) {
         self.ahead_seconds
             .fetch_add(by.as_secs(), Ordering::Relaxed);
@@ -46,8 +50,7 @@ impl AheadClock {
 
 impl Clock for AheadClock {
     fn now(&self) -> SystemTime {
-        let ahead = self.ahead_seconds.load(Ordering::Relaxed);
-        self.system.now() + Duration::from_secs(ahead)
+        self.system.now() + Duration::from_secs(self.ahead_seconds())
     }
 
     fn client_retry_time(&self) -> SystemTime {

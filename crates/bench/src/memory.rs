@@ -22,6 +22,8 @@ pub(crate) async fn measure(bench: &mut Bench<'_>, bed: Bed, pending: u32) -> Re
         let output = Command::new(bench.program)
             .arg("--claim-and-report-memory")
             .arg(bed.path())
+            .arg("--ahead-seconds")
+            .arg(bed.clock.ahead_seconds().to_string())
             .output()
             .context("cannot start another store-bench")?;
         ensure!(
@@ -29,6 +31,8 @@ pub(crate) async fn measure(bench: &mut Bench<'_>, bed: Bed, pending: u32) -> Re
             "the process that claims failed: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        // As far as the clock of that process went.
+        bed.clock.advance(RETRY * (CLAIMS + 1));
         let kib: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
         samples.push(kib / 1024.0);
     }
@@ -46,16 +50,15 @@ pub(crate) fn name(pending: u32) -> String {
     format!("memory of {CLAIMS} claims out of {pending}")
 }
 
-/// Claims from the store at `path` and returns the most memory that this
-/// process had until now, in KiB.
+/// Claims from the store at `path`, with a clock ahead of the machine's, and
+/// returns the most memory that this process had until now, in KiB.
 ///
 /// # Errors
 /// Fails if the store does.
-pub async fn claim_and_report_memory(path: &Path) -> Result<String> {
+pub async fn claim_and_report_memory(path: &Path, ahead_seconds: u64) -> Result<String> {
     let random = Arc::new(Random::from_os());
     let clock = Arc::new(AheadClock::new(&random));
-    // Earlier claims have moved the messages into the future.
-    clock.advance(Duration::from_secs(10 * 365 * 24 * 60 * 60));
+    clock.advance(Duration::from_secs(ahead_seconds));
     let store = open(path, &clock, &random)?;
     for _ in 0..CLAIMS {
         clock.advance(RETRY);

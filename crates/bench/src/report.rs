@@ -83,7 +83,7 @@ impl Display for Report {
         )?;
         writeln!(
             f,
-            "| {:52} | {:>10} | {:10} | {:>19} | {:>6} | {:>6} | {:>6} |",
+            "| {:55} | {:>10} | {:10} | {:>19} | {:>6} | {:>6} | {:>6} |",
             "what", "median", "unit", "least to most", "× (a)", "× (b)", "× (c)"
         )?;
         writeln!(f, "| --- | ---: | --- | ---: | ---: | ---: | ---: |")?;
@@ -100,7 +100,7 @@ impl Display for Report {
                 .map_or_else(Default::default, |ratios| ratios.map(number));
             writeln!(
                 f,
-                "| {:52} | {:>10} | {:10} | {range:>19} | {a:>6} | {b:>6} | {c:>6} |",
+                "| {:55} | {:>10} | {:10} | {range:>19} | {a:>6} | {b:>6} | {c:>6} |",
                 row.name,
                 number(row.value()),
                 row.unit,

@@ -72,10 +72,10 @@ impl Scale {
     /// Shows that everything still runs, and nothing else.
     pub const SMOKE: Self = Self {
         name: "smoke",
-        repetitions: 1,
+        repetitions: 2,
         window: Duration::from_millis(2),
         prefill: 500,
-        pending: [1, 100, 200, 300],
+        pending: [1, 100, 100, 300],
         finished: 300,
         claims: 2,
         backlog: 1_000,

@@ -38,6 +38,10 @@ struct Arguments {
     /// Claims from a store and prints the memory that took, in KiB.
     #[arg(long, value_name = "DATABASE", hide = true)]
     claim_and_report_memory: Option<PathBuf>,
+
+    /// How far the clock of those claims is ahead.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide = true)]
+    ahead_seconds: u64,
 }
 
 #[tokio::main]
@@ -54,7 +58,7 @@ async fn main() -> ExitCode {
 
 async fn measure(arguments: Arguments) -> Result<()> {
     if let Some(database) = arguments.claim_and_report_memory {
-        let memory = claim_and_report_memory(&database).await?;
+        let memory = claim_and_report_memory(&database, arguments.ahead_seconds).await?;
         return Ok(writeln!(io::stdout(), "{memory}")?);
     }
     let scale = match (arguments.quick, arguments.smoke) {
