@@ -162,6 +162,13 @@ fn wrong_configuration_names_file_place_and_remedy() {
         "error: `{path}` is not a text-format fleetspeak.components.Config\n  cause: line 2, column 3: "
     );
     assert!(messages.starts_with(&start), "{messages}");
+    let hint = "\n  hint: the fields here are `listen_address`\n";
+    assert!(messages.ends_with(hint), "{messages}");
+
+    let messages = serve("admin_config: \n");
+    let hint =
+        "\n  hint: write fields as in `admin_config { listen_address: \"localhost:9000\" }`\n";
+    assert!(messages.ends_with(hint), "{messages}");
 
     let expected = format!(
         "error: `{path}`: field `admin_config.listen_address` is missing\n  \
@@ -189,6 +196,10 @@ fn missing_configuration_files_exit_with_2() {
             "error: cannot read configuration `{file}`\n  cause: No such file or directory"
         );
         assert!(messages.starts_with(&start), "{messages}");
+        assert!(
+            messages.ends_with("\n  hint: check the path\n"),
+            "{messages}"
+        );
     }
 }
 

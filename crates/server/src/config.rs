@@ -5,23 +5,24 @@
 
 mod error;
 mod services;
+mod syntax;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fleethold_proto::fleetspeak::components::{self, frontend_config::FrontendMode};
 use fleethold_proto::fleetspeak::server::{ServerConfig, ServiceConfig};
 use fleethold_proto::text;
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
 
 pub use error::ConfigError;
+
+use crate::tls::{self, TlsError};
+
+/// The largest request to the admin interface in bytes, the same as upstream's.
+pub const MAX_ADMIN_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 
 /// How often broadcasts are read again unless a configuration says otherwise.
 pub const DEFAULT_BROADCAST_POLL: Duration = Duration::from_secs(60);
@@ -104,7 +105,7 @@ impl Config {
         components: &ConfigText<'_>,
         services: Option<&ConfigText<'_>>,
     ) -> Result<Upstream, ConfigError> {
-        let file: components::Config = parse(components)?;
+        let file: components::Config = parse(components, syntax::COMPONENTS_EXAMPLE)?;
         let invalid =
             |field, problem, hint| ConfigError::invalid(components.path, field, problem, hint);
         refuse_unsupported(&file, components.path)?;
@@ -166,7 +167,7 @@ impl Config {
     ///
     /// As [`from_upstream`](Self::from_upstream).
     pub fn read_services(&mut self, services: &ConfigText<'_>) -> Result<(), ConfigError> {
-        let file: ServerConfig = parse(services)?;
+        let file: ServerConfig = parse(services, syntax::SERVICES_EXAMPLE)?;
         for (index, service) in file.services.into_iter().enumerate() {
             services::check(&service, index, services.path)?;
             self.add_service(service);
@@ -283,10 +284,12 @@ pub fn split_listen(listen: &str) -> Result<(&str, u16), &'static str> {
 
 fn parse<M: prost::Message + prost::Name + Default>(
     file: &ConfigText<'_>,
+    example: &str,
 ) -> Result<M, ConfigError> {
     text::parse(file.text).map_err(|source| ConfigError::Syntax {
         path: file.path.to_owned(),
         message_type: M::full_name(),
+        hint: syntax::hint(&source, example),
         source,
     })
 }
@@ -379,40 +382,28 @@ fn check_certificate(
     if key.is_empty() {
         return Err((KEY, missing(), PUT_KEY));
     }
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificates.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|error| {
-            (
-                CERTIFICATES,
-                format!("is not PEM: {error}"),
-                PUT_CERTIFICATES,
-            )
-        })?;
-    if chain.is_empty() {
-        return Err((
+    tls::check(certificates, key).map_err(|error| match error {
+        TlsError::NoCertificate => (
             CERTIFICATES,
             "holds no certificate".to_owned(),
             PUT_CERTIFICATES,
-        ));
-    }
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-        .map_err(|error| (KEY, format!("holds no private key: {error}"), PUT_KEY))?;
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let signing_key = provider
-        .key_provider
-        .load_private_key(key)
-        .map_err(|error| (KEY, format!("cannot be used: {error}"), PUT_KEY))?;
-    match CertifiedKey::new(chain, signing_key).keys_match() {
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(()),
-        Err(rustls::Error::InconsistentKeys(_)) => Err((
-            KEY,
-            "does not belong to the first certificate".to_owned(),
-            PUT_KEY,
-        )),
-        Err(error) => Err((
-            CERTIFICATES,
-            format!("cannot be used: {error}"),
-            PUT_CERTIFICATES,
-        )),
-    }
+        ),
+        TlsError::BadCertificate { number } => {
+            let problem = format!("is damaged in certificate {number}");
+            (CERTIFICATES, problem, PUT_CERTIFICATES)
+        }
+        TlsError::NoKey => (KEY, "holds no private key".to_owned(), PUT_KEY),
+        TlsError::EncryptedKey => {
+            let hint = "put the key there without a password";
+            (KEY, "is encrypted".to_owned(), hint)
+        }
+        TlsError::BadKey(_) | TlsError::Setup(_) => {
+            let hint = "put the PEM text of an ECDSA, Ed25519 or RSA key there";
+            (KEY, "cannot be used".to_owned(), hint)
+        }
+        TlsError::OtherKey => {
+            let problem = "does not belong to the first certificate";
+            (KEY, problem.to_owned(), PUT_KEY)
+        }
+    })
 }

@@ -76,6 +76,11 @@ pub(crate) fn server_config(
     Ok(config)
 }
 
+/// Refuses a certificate or key that [`server_config`] could not use.
+pub(crate) fn check(certificates_pem: &str, key_pem: &str) -> Result<(), TlsError> {
+    certified_key(&provider(), certificates_pem, key_pem).map(|_| ())
+}
+
 /// Returns the client at the other end and its key (DER SubjectPublicKeyInfo),
 /// if it presented exactly one certificate.
 pub(crate) fn peer_identity(connection: &ServerConnection) -> Option<(ClientId, Bytes)> {

@@ -1,9 +1,9 @@
 //! What a start works out before it opens anything: the server's configuration, its store, and what to tell the user.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use fleethold_server::config::{ConfigText, split_listen};
 use fleethold_server::{AdminConfig, AgentsConfig, Config, ConfigError, Server};
 use fleethold_store::{Clock, Random};
@@ -243,18 +243,21 @@ fn is_everywhere(host: &str) -> bool {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read configuration `{}`", path.display()))
-        .map_err(|error| Failure::new(Exit::Usage, error))
+    std::fs::read_to_string(path).map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::PermissionDenied => "allow the user who runs the server to read it",
+            ErrorKind::InvalidData => "check the path; a configuration is text in UTF-8",
+            _ => "check the path",
+        };
+        Failure::new(Exit::Usage, error)
+            .context(format!("cannot read configuration `{}`", path.display()))
+            .hint(hint)
+    })
 }
 
 fn wrong_config(error: ConfigError) -> Failure {
-    let hint = error.hint().map(str::to_owned);
-    let failure = Failure::new(Exit::Usage, error);
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    let hint = error.hint().to_owned();
+    Failure::new(Exit::Usage, error).hint(hint)
 }
 
 /// Returns a path as one word of a shell command.

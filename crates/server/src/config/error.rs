@@ -19,6 +19,8 @@ pub enum ConfigError {
         message_type: String,
         /// Line, column and problem.
         source: TextError,
+        /// What to write instead.
+        hint: String,
     },
     /// A field is missing or has a value that cannot be used.
     #[error("`{}`: field `{field}` {problem}", path.display())]
@@ -45,11 +47,12 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Returns what to write instead, if that is known.
-    pub fn hint(&self) -> Option<&str> {
+    /// Returns what to write instead.
+    pub fn hint(&self) -> &str {
         match self {
-            Self::Syntax { .. } => None,
-            Self::Invalid { hint, .. } | Self::Unsupported { hint, .. } => Some(hint),
+            Self::Syntax { hint, .. }
+            | Self::Invalid { hint, .. }
+            | Self::Unsupported { hint, .. } => hint,
         }
     }
 

@@ -168,6 +168,37 @@ fn malformed_text_is_refused_with_file_line_and_column() {
 }
 
 #[test]
+fn malformed_text_comes_with_what_to_write() {
+    let error = |text: &str| from_components(text).unwrap_err().hint().to_owned();
+    assert_eq!(
+        error("admin_config { listen: 'a:1' }"),
+        "the fields here are `listen_address`"
+    );
+    let known = error("required_lable: 'y'");
+    assert!(known.starts_with("the fields here are `"), "{known}");
+    assert!(known.contains("`required_label`, "), "{known}");
+    assert_eq!(
+        error("https_config { frontend_config { mtls_config { on: true } } }"),
+        "remove it, fleetspeak.components.MTlsConfig has no fields"
+    );
+    assert_eq!(
+        error("required_label: 'a' required_label: 'b'"),
+        "write `required_label` only once"
+    );
+    for text in ["admin_config", "= 3", "required_label: blue", "'"] {
+        let expected = format!("write fields as in `{}`", syntax::COMPONENTS_EXAMPLE);
+        assert_eq!(error(text), expected, "{text}");
+    }
+    let in_services = from_services("services {").unwrap_err();
+    let expected = format!("write fields as in `{}`", syntax::SERVICES_EXAMPLE);
+    assert_eq!(in_services.hint(), expected);
+
+    // What is advised works.
+    from_components(syntax::COMPONENTS_EXAMPLE).unwrap();
+    from_services(syntax::SERVICES_EXAMPLE).unwrap();
+}
+
+#[test]
 fn wrong_fields_are_refused_with_file_field_and_advice() {
     let pems = Pems::new();
     let other = Pems::new();
@@ -184,6 +215,16 @@ fn wrong_fields_are_refused_with_file_field_and_advice() {
         certificate: pems.certificate.clone(),
         key: pems.certificate.clone(),
     };
+    let damaged = Pems {
+        certificate: pems.certificate.replace("MII", "AII"),
+        key: pems.key.clone(),
+    };
+    let with_key = |kind: &str| Pems {
+        certificate: pems.certificate.clone(),
+        key: format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n"),
+    };
+    let encrypted = with_key("ENCRYPTED PRIVATE KEY");
+    let broken = with_key("PRIVATE KEY");
     for (text, expected) in [
         (https(""), "field `https_config.listen_address` is missing"),
         (
@@ -205,6 +246,18 @@ fn wrong_fields_are_refused_with_file_field_and_advice() {
         (
             no_key.https(":1", ""),
             "field `https_config.key` holds no private key",
+        ),
+        (
+            damaged.https(":1", ""),
+            "field `https_config.certificates` is damaged in certificate 1",
+        ),
+        (
+            encrypted.https(":1", ""),
+            "field `https_config.key` is encrypted",
+        ),
+        (
+            broken.https(":1", ""),
+            "field `https_config.key` cannot be used",
         ),
         (
             mixed.https(":1", ""),
@@ -248,10 +301,7 @@ fn wrong_fields_are_refused_with_file_field_and_advice() {
             message.starts_with(&expected),
             "expected: {expected}\n   found: {message}"
         );
-        assert!(
-            error.hint().is_some_and(|hint| !hint.is_empty()),
-            "{message}"
-        );
+        assert!(!error.hint().is_empty(), "{message}");
     }
 }
 
@@ -308,10 +358,7 @@ fn wrong_services_are_refused_with_file_field_and_advice() {
             message.starts_with(&expected),
             "expected: {expected}\n   found: {message}"
         );
-        assert!(
-            error.hint().is_some_and(|hint| !hint.is_empty()),
-            "{message}"
-        );
+        assert!(!error.hint().is_empty(), "{message}");
     }
     let error = from_services("broadcast_poll_time { seconds: -1 }").unwrap_err();
     assert!(
