@@ -12,7 +12,7 @@ use fleethold_store::clock::timestamp;
 use fleethold_store::{BROADCAST_UNLIMITED, BroadcastId, Clock, Random};
 use serde_json::{Value, json};
 
-use crate::admin::{AdminArgs, refused};
+use crate::admin::{self, AdminArgs, refused};
 use crate::data::DataArgs;
 use crate::output::{self, Failure};
 
@@ -29,6 +29,8 @@ pub(crate) enum BroadcastCommand {
     /// RFC 3339 in UTC; what is not set is null.
     List(ListArgs),
     /// Stop broadcasts; agents that have their message keep it
+    ///
+    /// With --json, prints an object with the field broadcast_ids, an array.
     Disable(DisableArgs),
 }
 
@@ -80,9 +82,12 @@ pub(crate) struct ListArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct DisableArgs {
-    /// The broadcasts
+    /// The broadcasts; nothing happens unless all of them are active
     #[arg(value_name = "ID", required = true)]
     ids: Vec<BroadcastId>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -141,13 +146,7 @@ async fn create(args: CreateArgs, clock: &dyn Clock) -> Result<(), Failure> {
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let mut admin = args.admin.connect().await?;
-    let answer = admin
-        .list_active_broadcasts(ListActiveBroadcastsRequest::default())
-        .await;
-    let mut broadcasts = answer
-        .map_err(refused("list broadcasts"))?
-        .into_inner()
-        .broadcasts;
+    let mut broadcasts = fetch_active(&mut admin).await?;
     broadcasts.sort_by(|a, b| a.broadcast_id.cmp(&b.broadcast_id));
     if args.json {
         return output::print_json(&broadcasts.iter().map(json_broadcast).collect());
@@ -186,6 +185,16 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
 
 async fn disable(args: DisableArgs) -> Result<(), Failure> {
     let mut admin = args.admin.connect().await?;
+    let active = fetch_active(&mut admin).await?;
+    for id in &args.ids {
+        if !active
+            .iter()
+            .any(|broadcast| broadcast.broadcast_id[..] == id.as_bytes()[..])
+        {
+            let failure = Failure::failed(format!("there is no active broadcast `{id}`"));
+            return Err(failure.hint("`fleethold broadcast list` shows all active broadcasts"));
+        }
+    }
     let request = DisableBroadcastsRequest {
         broadcast_ids: args.ids.iter().map(|id| id.to_bytes()).collect(),
     };
@@ -196,24 +205,31 @@ async fn disable(args: DisableArgs) -> Result<(), Failure> {
     for id in &args.ids {
         output::note(&format!("broadcast {id} is disabled"));
     }
+    if args.json {
+        let ids: Vec<_> = args.ids.iter().map(BroadcastId::to_string).collect();
+        return output::print_json(&json!({ "broadcast_ids": ids }));
+    }
     Ok(())
 }
 
+async fn fetch_active(admin: &mut admin::Client) -> Result<Vec<Broadcast>, Failure> {
+    let answer = admin
+        .list_active_broadcasts(ListActiveBroadcastsRequest::default())
+        .await;
+    Ok(answer
+        .map_err(refused("list broadcasts"))?
+        .into_inner()
+        .broadcasts)
+}
+
 fn json_broadcast(broadcast: &Broadcast) -> Value {
-    let or_null = |text: &str| {
-        if text.is_empty() {
-            Value::Null
-        } else {
-            json!(text)
-        }
-    };
     json!({
         "broadcast_id": output::hex(&broadcast.broadcast_id),
         "source_service": output::service(broadcast.source.as_ref()),
-        "destination_service": or_null(output::service(broadcast.destination.as_ref())),
+        "destination_service": output::json_or_null(output::service(broadcast.destination.as_ref())),
         "message_type": broadcast.message_type,
         "required_labels": output::json_labels(&broadcast.required_labels),
-        "group_name": or_null(&broadcast.group_name),
+        "group_name": output::json_or_null(&broadcast.group_name),
         "expiration_time": output::json_time(broadcast.expiration_time.as_ref()),
     })
 }

@@ -17,6 +17,8 @@ pub(crate) enum ClientCommand {
     /// are RFC 3339 in UTC; what is not known is null.
     List(ListArgs),
     /// Make clients throw away their identity and enrol anew under another id; this cannot be undone
+    ///
+    /// With --json, prints an object with the field client_ids, an array.
     Blacklist(BlacklistArgs),
 }
 
@@ -37,6 +39,9 @@ pub(crate) struct BlacklistArgs {
     /// The clients; nothing happens unless all of them exist
     #[arg(value_name = "ID", required = true)]
     ids: Vec<ClientId>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -93,6 +98,10 @@ async fn blacklist(args: BlacklistArgs) -> Result<(), Failure> {
             .map_err(refused(format!("blacklist client `{id}`")))?;
         output::note(&format!("client {id} is blacklisted"));
     }
+    if args.json {
+        let ids: Vec<_> = args.ids.iter().map(ClientId::to_string).collect();
+        return output::print_json(&json!({ "client_ids": ids }));
+    }
     Ok(())
 }
 
@@ -133,19 +142,12 @@ async fn fetch(
 }
 
 fn json_client(client: &server::Client) -> Value {
-    let or_null = |text: &str| {
-        if text.is_empty() {
-            Value::Null
-        } else {
-            json!(text)
-        }
-    };
     json!({
         "client_id": output::hex(&client.client_id),
         "labels": output::json_labels(&client.labels),
         "last_contact_time": output::json_time(client.last_contact_time.as_ref()),
-        "last_contact_address": or_null(&client.last_contact_address),
-        "last_contact_streaming_to": or_null(&client.last_contact_streaming_to),
+        "last_contact_address": output::json_or_null(&client.last_contact_address),
+        "last_contact_streaming_to": output::json_or_null(&client.last_contact_streaming_to),
         "last_clock": output::json_time(client.last_clock.as_ref()),
         "blacklisted": client.blacklisted,
     })

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use fleethold_proto::Any;
 
 use crate::output::Failure;
+use crate::upload;
 
 /// What a message carries.
 #[derive(Args, Debug)]
@@ -25,17 +25,17 @@ pub(crate) struct DataArgs {
 impl DataArgs {
     /// Returns the payload, if there is any.
     pub(crate) fn read(self) -> Result<Option<Any>, Failure> {
-        let value = match (self.data, self.data_file) {
-            (Some(text), _) => text.into_bytes(),
-            (None, Some(path)) => std::fs::read(&path)
-                .with_context(|| format!("cannot read payload `{}`", path.display()))?,
-            // Some messages are their type alone.
-            (None, None) if self.data_type_url.is_some() => Vec::new(),
-            (None, None) => return Ok(None),
-        };
-        Ok(Some(Any {
+        // Some messages are their type alone.
+        if self.data.is_none() && self.data_file.is_none() && self.data_type_url.is_none() {
+            return Ok(None);
+        }
+        let mut payload = Any {
             type_url: self.data_type_url.unwrap_or_default(),
-            value: value.into(),
-        }))
+            value: self.data.unwrap_or_default().into(),
+        };
+        if let Some(path) = &self.data_file {
+            payload.value = upload::read(path, &payload)?.into();
+        }
+        Ok(Some(payload))
     }
 }

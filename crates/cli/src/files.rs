@@ -2,18 +2,23 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use fleethold_proto::fleetspeak::server::{DeleteFileRequest, StoreFileRequest};
+use serde_json::json;
 
 use crate::admin::{AdminArgs, refused};
 use crate::output::{self, Failure};
+use crate::upload;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum FileCommand {
     /// Store a file that agents can download, in the place of an earlier one with the same name
+    ///
+    /// With --json, prints an object with the fields service, name and bytes.
     Put(PutArgs),
     /// Remove a file; it is no error if there is none
+    ///
+    /// With --json, prints an object with the fields service and name.
     Rm(RmArgs),
 }
 
@@ -25,6 +30,9 @@ pub(crate) struct PutArgs {
     name: String,
     /// The file to store
     path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -35,6 +43,9 @@ pub(crate) struct RmArgs {
     service: String,
     /// The name agents ask for
     name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -49,15 +60,14 @@ impl FileCommand {
 }
 
 async fn put(args: PutArgs) -> Result<(), Failure> {
-    let data = std::fs::read(&args.path)
-        .with_context(|| format!("cannot read `{}`", args.path.display()))?;
-    let bytes = data.len();
-    let mut admin = args.admin.connect().await?;
-    let request = StoreFileRequest {
+    let mut request = StoreFileRequest {
         service_name: args.service.clone(),
         file_name: args.name.clone(),
-        data: data.into(),
+        ..StoreFileRequest::default()
     };
+    request.data = upload::read(&args.path, &request)?.into();
+    let bytes = request.data.len();
+    let mut admin = args.admin.connect().await?;
     let progress = output::progress(format!("storing {bytes} bytes"));
     let answer = admin.store_file(request).await.map_err(refused(format!(
         "store file `{}` of service `{}`",
@@ -69,6 +79,10 @@ async fn put(args: PutArgs) -> Result<(), Failure> {
         "stored file {} of service {}, {bytes} bytes",
         args.name, args.service
     ));
+    if args.json {
+        let stored = json!({ "service": args.service, "name": args.name, "bytes": bytes });
+        return output::print_json(&stored);
+    }
     Ok(())
 }
 
@@ -86,5 +100,8 @@ async fn rm(args: RmArgs) -> Result<(), Failure> {
         "removed file {} of service {}",
         args.name, args.service
     ));
+    if args.json {
+        return output::print_json(&json!({ "service": args.service, "name": args.name }));
+    }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod output;
 mod serve;
 mod signals;
 mod store;
+mod upload;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -182,6 +182,14 @@ pub(crate) fn labels(labels: &[Label]) -> String {
     or_dash(&labels.join(","))
 }
 
+/// Returns a text for machines: null if it is empty.
+pub(crate) fn json_or_null(text: &str) -> Value {
+    match text {
+        "" => Value::Null,
+        _ => json!(text),
+    }
+}
+
 /// Returns labels for machines.
 pub(crate) fn json_labels(labels: &[Label]) -> Value {
     labels

@@ -140,6 +140,10 @@ fn blacklisted_clients_are_shown_as_such() {
     assert_eq!(finished.stderr, format!("client {CLIENT} is blacklisted\n"));
     assert_eq!(finished.data(), "");
     assert_eq!(
+        fleet.run(&["client", "blacklist", CLIENT, "--json"]).json(),
+        json!({ "client_ids": [CLIENT] })
+    );
+    assert_eq!(
         fleet.run(&["client", "list", "--json"]).json()[0]["blacklisted"],
         true
     );
@@ -322,10 +326,7 @@ fn payloads_come_from_files_too() {
     let arguments = [&send[..], &[absent.to_str().unwrap()]].concat();
     let messages = fleet.run(&arguments).failure(1);
     assert!(
-        messages.starts_with(&format!(
-            "error: cannot read payload `{}`",
-            absent.display()
-        )),
+        messages.starts_with(&format!("error: cannot read `{}`", absent.display())),
         "{messages}"
     );
 }
@@ -396,9 +397,30 @@ fn broadcasts_are_listed_until_they_are_disabled() {
         .unwrap();
     assert!(row.ends_with("never"), "{table}");
 
-    let finished = fleet.run(&["broadcast", "disable", &unlimited, limited]);
-    let expected = format!("broadcast {unlimited} is disabled\nbroadcast {limited} is disabled\n");
-    assert_eq!(finished.stderr, expected);
+    // Nothing happens unless all are active.
+    let messages = fleet
+        .run(&["broadcast", "disable", &unlimited, ABSENT])
+        .failure(1);
+    let expected = format!(
+        "error: there is no active broadcast `{ABSENT}`\n  \
+         hint: `fleethold broadcast list` shows all active broadcasts\n"
+    );
+    assert_eq!(messages, expected);
+    assert_eq!(fleet.run(&["broadcast", "list", "--json"]).json(), list);
+
+    let finished = fleet.run(&["broadcast", "disable", &unlimited]);
+    assert_eq!(
+        finished.stderr,
+        format!("broadcast {unlimited} is disabled\n")
+    );
+    assert_eq!(finished.data(), "");
+    fleet.run(&["broadcast", "disable", &unlimited]).failure(1);
+    let finished = fleet.run(&["broadcast", "disable", limited, "--json"]);
+    assert_eq!(
+        finished.stderr,
+        format!("broadcast {limited} is disabled\n")
+    );
+    assert_eq!(finished.json(), json!({ "broadcast_ids": [limited] }));
     assert_eq!(fleet.run(&["broadcast", "list", "--json"]).data(), "[]\n");
 }
 
@@ -417,7 +439,24 @@ fn files_are_stored_and_removed() {
     for _ in 0..2 {
         let finished = fleet.run(&["file", "rm", "echo", "a/b"]);
         assert_eq!(finished.stderr, "removed file a/b of service echo\n");
+        assert_eq!(finished.data(), "");
     }
+    let put = [
+        "file",
+        "put",
+        "echo",
+        "a/b",
+        file.to_str().unwrap(),
+        "--json",
+    ];
+    assert_eq!(
+        fleet.run(&put).json(),
+        json!({ "service": "echo", "name": "a/b", "bytes": 7 })
+    );
+    assert_eq!(
+        fleet.run(&["file", "rm", "echo", "a/b", "--json"]).json(),
+        json!({ "service": "echo", "name": "a/b" })
+    );
     let absent = dir.path().join("absent");
     let messages = fleet
         .run(&["file", "put", "echo", "a", absent.to_str().unwrap()])
@@ -427,6 +466,30 @@ fn files_are_stored_and_removed() {
         absent.display()
     );
     assert!(messages.starts_with(&start), "{messages}");
+}
+
+#[test]
+fn files_over_the_limit_of_a_request_are_not_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, vec![7; 4 * 1024 * 1024]).unwrap();
+    let path = path.to_str().unwrap();
+    let expected = format!(
+        "error: `{path}` has 4194304 bytes, with it the request exceeds the 4194304-byte limit\n  \
+         hint: compress the file or split it into smaller ones\n"
+    );
+    let send = ["message", "send", "--client", CLIENT];
+    let create = ["broadcast", "create"];
+    let what = ["--service", "echo", "--type", "Ping", "--data-file", path];
+    for arguments in [
+        &["file", "put", "echo", "a", path] as &[&str],
+        &[&send[..], &what].concat(),
+        &[&create[..], &what].concat(),
+    ] {
+        // Nobody listens on port 1.
+        let arguments = [arguments, &["--admin", "localhost:1"]].concat();
+        assert_eq!(support::run(&arguments).failure(1), expected);
+    }
 }
 
 #[test]

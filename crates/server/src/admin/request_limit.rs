@@ -11,20 +11,20 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
-/// The largest request in bytes, the same as upstream's.
-const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
+use crate::config::MAX_ADMIN_REQUEST_BYTES;
 
 /// The admin service with limited requests.
 ///
 /// tonic refuses a request over the limit with `OUT_OF_RANGE`, which none of
-/// our methods answers; gRPC programs expect `RESOURCE_EXHAUSTED`.
+/// our methods answers, and in its own words; gRPC programs expect
+/// `RESOURCE_EXHAUSTED`.
 #[derive(Clone, Debug)]
 pub(super) struct LimitedRequests<S>(S);
 
 impl<A: admin_server::Admin> LimitedRequests<admin_server::AdminServer<A>> {
     pub(super) fn new(methods: A) -> Self {
         let service = admin_server::AdminServer::new(methods);
-        Self(service.max_decoding_message_size(MAX_REQUEST_BYTES))
+        Self(service.max_decoding_message_size(MAX_ADMIN_REQUEST_BYTES))
     }
 }
 
@@ -45,15 +45,41 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        self.0.call(request).map_ok(expected_code)
+        self.0.call(request).map_ok(expected_status)
     }
 }
 
-fn expected_code(response: Response<Body>) -> Response<Body> {
+fn expected_status(response: Response<Body>) -> Response<Body> {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.code() == Code::OutOfRange => {
-            Status::resource_exhausted(status.message()).into_http()
+            let text = format!("the request exceeds the {MAX_ADMIN_REQUEST_BYTES}-byte limit");
+            Status::resource_exhausted(text).into_http()
         }
         _ => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_large_a_request_is_told_the_limit_and_other_answers_stay() {
+        let status = |status: Status| {
+            let answer = expected_status(status.into_http());
+            let status = Status::from_header_map(answer.headers()).unwrap();
+            (status.code(), status.message().to_owned())
+        };
+        let text = "the request exceeds the 4194304-byte limit".to_owned();
+        assert_eq!(
+            status(Status::out_of_range(
+                "Error, decoded message length too large"
+            )),
+            (Code::ResourceExhausted, text)
+        );
+        assert_eq!(
+            status(Status::not_found("no client")),
+            (Code::NotFound, "no client".to_owned())
+        );
     }
 }
