@@ -97,6 +97,23 @@ fn a_signal_stops_the_server_in_time_with_connections_open() {
 }
 
 #[test]
+fn a_second_signal_cuts_off_a_stop() {
+    for (first, second) in [("TERM", "INT"), ("INT", "TERM"), ("TERM", "TERM")] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = Serving::start(dir.path());
+        // A stop waits some seconds for a connection without a call.
+        let _idle = TcpStream::connect(server.admin()).unwrap();
+        server.signal(first);
+        server.wait_for_log("stopping");
+        server.signal(second);
+        let (status, stderr) = server.end();
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        let message = format!("error: stopping was cut off by SIG{second}\n");
+        assert!(stderr.ends_with(&message), "{stderr}");
+    }
+}
+
+#[test]
 fn log_lines_are_json_on_request_and_never_colored_in_a_pipe() {
     let dir = tempfile::tempdir().unwrap();
     let server = Serving::start_with(dir.path(), &["--log-format", "json", "--log", "debug"]);

@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -111,6 +111,7 @@ pub(crate) fn finish(command: &mut Command) -> Finished {
 pub(crate) struct Serving {
     child: Child,
     stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
     /// What it printed until it was ready.
     pub(crate) lines: Vec<String>,
 }
@@ -144,18 +145,15 @@ impl Serving {
             .expect("the program was built");
         let watch = Watch::over(&child);
         let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
             if stdout.read_line(&mut line).expect("its output is readable") == 0 {
-                let mut stderr = String::new();
-                let _ = child
-                    .stderr
-                    .take()
-                    .expect("it is piped")
-                    .read_to_string(&mut stderr);
+                let mut messages = String::new();
+                let _ = stderr.read_to_string(&mut messages);
                 panic!(
-                    "the server ended with {:?} after {lines:?}:\n{stderr}",
+                    "the server ended with {:?} after {lines:?}:\n{messages}",
                     child.wait()
                 );
             }
@@ -168,6 +166,7 @@ impl Serving {
         Self {
             child,
             stdout,
+            stderr,
             lines,
         }
     }
@@ -208,12 +207,24 @@ impl Serving {
         send_signal(self.child.id(), name);
     }
 
+    /// Waits for a line of its messages that contains `text`.
+    pub(crate) fn wait_for_log(&mut self, text: &str) {
+        let watch = Watch::over(&self.child);
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            let read = self.stderr.read_line(&mut line);
+            assert_ne!(read.expect("messages are UTF-8"), 0, "the server ended");
+        }
+        drop(watch);
+    }
+
     /// Waits for its end; returns the status and its messages.
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
         let watch = Watch::over(&self.child);
         let mut stderr = String::new();
-        let mut pipe = self.child.stderr.take().expect("it is piped");
-        pipe.read_to_string(&mut stderr)
+        self.stderr
+            .read_to_string(&mut stderr)
             .expect("messages are UTF-8");
         let status = self.child.wait().expect("it can be awaited");
         drop(watch);
