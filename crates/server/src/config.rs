@@ -19,6 +19,7 @@ use fleethold_proto::text;
 
 pub use error::ConfigError;
 
+use crate::limits::Limits;
 use crate::tls::{self, TlsError};
 
 /// The largest request to the admin interface in bytes, the same as upstream's.
@@ -50,6 +51,8 @@ pub struct Config {
     pub broadcast_poll: Duration,
     /// How long a stop waits for open streams and calls.
     pub stop_limit: Duration,
+    /// What agents and strangers may make the server do.
+    pub limits: Limits,
     /// What the configuration asks for and this server leaves out, one sentence each, for the log.
     pub warnings: Vec<String>,
 }
@@ -219,6 +222,7 @@ impl Default for Config {
             services: Vec::new(),
             broadcast_poll: DEFAULT_BROADCAST_POLL,
             stop_limit: DEFAULT_STOP_LIMIT,
+            limits: Limits::default(),
             warnings: Vec::new(),
         }
     }

@@ -18,9 +18,11 @@ use fleethold_store::{
     ClientData, ClientId, ContactData, ContactId, ErrorKind, MAX_PAYLOAD_BYTES, MessageId,
     ServiceLimits,
 };
+use tokio::time::Instant;
 
 use crate::cache::CachedClient;
 use crate::engine::Engine;
+use crate::limits::Refused;
 use crate::services::Try;
 use crate::services::system::{CLIENT, DIE, NAME as SYSTEM, REKEY_REQUEST};
 use crate::wire::{self, MOST_ELEMENTS, MOST_MESSAGES};
@@ -50,6 +52,13 @@ pub(crate) struct Peer {
 pub(crate) enum ContactError {
     #[error("not authorized")]
     NotAuthorized,
+    /// The agent, or all of them, ask for too much; this one should wait.
+    #[error("{reason}")]
+    Busy {
+        refused: Refused,
+        reason: &'static str,
+        retry_after: Duration,
+    },
     #[error("{0}")]
     Failed(String),
 }
@@ -94,6 +103,8 @@ pub(crate) struct Delivery {
 /// What a record of a stream brought.
 #[derive(Debug)]
 pub(crate) struct Accepted {
+    /// How many messages it had.
+    pub(crate) messages: usize,
     /// A service accepts messages again: take messages now.
     pub(crate) deliver: bool,
 }
@@ -120,6 +131,7 @@ impl Contacts {
             Some(known) => check_key(&known, &peer)?,
             None => self.enrol(&peer, &record.client_labels).await?,
         }
+        self.admit_messages(client, wire.messages.len())?;
         let nonce = self.engine.random.next_u64().max(1);
         let contact = ContactData {
             client_id: client,
@@ -187,7 +199,25 @@ impl Contacts {
             .map_err(|error| failed(&error))
     }
 
+    /// Refuses a contact of an agent that has sent too many messages lately.
+    fn admit_messages(&self, client: ClientId, count: usize) -> Result<(), ContactError> {
+        let gate = &self.engine.gate;
+        gate.agents
+            .messages(client, count, Instant::now())
+            .map_err(|retry_after| ContactError::Busy {
+                refused: Refused::AgentMessages,
+                reason: "too many messages, send them later",
+                retry_after,
+            })
+    }
+
     async fn enrol(&self, peer: &Peer, labels: &[String]) -> Result<(), ContactError> {
+        let admitted = self.engine.gate.enrolments.take(Instant::now());
+        admitted.map_err(|retry_after| ContactError::Busy {
+            refused: Refused::Enrolments,
+            reason: "too many new clients, try again later",
+            retry_after,
+        })?;
         let data = ClientData {
             key: peer.key.clone(),
             labels: labels
@@ -294,14 +324,18 @@ impl Contact {
         let engine = &*self.contacts.engine;
         let wire = self.contacts.open(&record)?;
         let deliver = self.add_tokens(wire.allowed_messages);
+        let accepted = Accepted {
+            messages: wire.messages.len(),
+            deliver,
+        };
         if wire.messages.is_empty() {
-            return Ok(Accepted { deliver });
+            return Ok(accepted);
         }
         let messages = self.contacts.process(self.client, wire.messages).await;
         let mut retries = STORE_RETRIES.iter();
         loop {
             match engine.store.store_messages(&messages, Some(&self.id)).await {
-                Ok(()) => return Ok(Accepted { deliver }),
+                Ok(()) => return Ok(accepted),
                 Err(error) => match retries.next() {
                     Some(wait) if error.is_retryable() => tokio::time::sleep(*wait).await,
                     _ => return Err(failed(&error)),

@@ -7,6 +7,7 @@ use fleethold_store::{Clock, Random, Store};
 use crate::broadcasts::Broadcasts;
 use crate::cache::ClientCache;
 use crate::config::Config;
+use crate::limits::Gate;
 use crate::services::system::SystemService;
 use crate::services::{ServiceConfigError, Services};
 use crate::streams::Streams;
@@ -20,6 +21,7 @@ pub(crate) struct Engine {
     pub(crate) broadcasts: Arc<Broadcasts>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<Random>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl Engine {
@@ -60,6 +62,7 @@ impl Engine {
             broadcasts: Arc::new(broadcasts),
             clock,
             random,
+            gate: Arc::new(Gate::new(config.limits.clone())),
         })
     }
 }

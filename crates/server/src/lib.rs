@@ -14,6 +14,7 @@
 //! * Memory grows with bytes received, never with sizes announced.
 
 pub mod config;
+pub mod limits;
 
 mod admin;
 mod broadcasts;
@@ -38,6 +39,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 pub use config::{AdminConfig, AgentsConfig, Config, ConfigError};
+pub use limits::Limits;
 pub use services::ServiceConfigError;
 
 use crate::admin::{Admin, AdminServer};

@@ -79,6 +79,11 @@ impl Activity {
         }
     }
 
+    /// Returns whether there ever was a request.
+    pub(super) fn has_served(&self) -> bool {
+        self.state().served
+    }
+
     /// Judges the connection; `stopping` allows no idle time.
     pub(super) fn verdict(&self, now: Instant, stopping: bool) -> Verdict {
         let state = self.state();

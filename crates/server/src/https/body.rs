@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use flate2::{Decompress, FlushDecompress, Status};
+use fleethold_store::ClientId;
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode};
 use http_body::Body;
@@ -15,12 +16,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::reply::Refusal;
+use crate::limits::{Gate, Held, Limits, Refused};
 
-/// How long a body may take before its speed counts.
-const GRACE: Duration = Duration::from_secs(45);
-
-/// The least average speed after that; a modem of 1990 is faster.
-const LEAST_BYTES_PER_SECOND: usize = 1024;
+/// When an agent may try again that met too much in flight.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// How much is decompressed at a time.
 const INFLATED_CHUNK_BYTES: usize = 16 * 1024;
@@ -40,15 +39,29 @@ pub(super) enum BodyError {
     TooSlow,
     #[error("too much is being received at the moment")]
     Exhausted,
+    #[error("too much of this client is being received at the moment")]
+    AgentExhausted,
+}
+
+impl BodyError {
+    /// Returns which limit the body met, if that ended it.
+    pub(super) fn refused(&self) -> Option<Refused> {
+        match self {
+            Self::Exhausted => Some(Refused::Bytes),
+            Self::AgentExhausted => Some(Refused::AgentBytes),
+            Self::TooSlow => Some(Refused::SlowBody),
+            _ => None,
+        }
+    }
 }
 
 impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
-        let status = match error {
-            BodyError::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::BAD_REQUEST,
-        };
-        Self::new(status, error.to_string())
+        match error.refused() {
+            None => Self::bad_request(error.to_string()),
+            Some(Refused::SlowBody) => Self::over_limit(Refused::SlowBody, error.to_string()),
+            Some(refused) => Self::busy(refused, error.to_string(), RETRY_AFTER),
+        }
     }
 }
 
@@ -75,26 +88,40 @@ impl Encoding {
 
 /// The bytes that all requests together may have received and not yet processed.
 #[derive(Clone, Debug)]
-pub(super) struct Budget(Arc<Semaphore>);
+pub(super) struct Budget {
+    bytes: Arc<Semaphore>,
+    gate: Arc<Gate>,
+}
 
-/// A share of the budget, given back when dropped.
+/// A share of the budget for one agent, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Charge {
-    budget: Budget,
+    bytes: Arc<Semaphore>,
     paid: Option<OwnedSemaphorePermit>,
+    held: Held,
 }
 
 impl Budget {
-    pub(super) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    pub(super) fn new(gate: Arc<Gate>) -> Self {
+        let bytes = gate.limits.bytes_in_flight.min(Semaphore::MAX_PERMITS);
+        Self {
+            bytes: Arc::new(Semaphore::new(bytes)),
+            gate,
+        }
     }
 
     /// Starts a share of no bytes.
-    pub(super) fn charge(&self) -> Charge {
+    pub(super) fn charge(&self, client: ClientId) -> Charge {
         Charge {
-            budget: self.clone(),
+            bytes: Arc::clone(&self.bytes),
             paid: None,
+            held: self.gate.agents.hold(client),
         }
+    }
+
+    /// Starts to watch the speed of a body.
+    pub(super) fn pace(&self) -> Pace {
+        Pace::start(&self.gate.limits)
     }
 }
 
@@ -102,7 +129,10 @@ impl Charge {
     /// Adds bytes that have arrived, waiting at most `patience` for others to finish.
     pub(super) async fn add(&mut self, bytes: usize, patience: Duration) -> Result<(), BodyError> {
         let count = u32::try_from(bytes).map_err(|_| BodyError::Exhausted)?;
-        let budget = Arc::clone(&self.budget.0);
+        if !self.held.add(bytes) {
+            return Err(BodyError::AgentExhausted);
+        }
+        let budget = Arc::clone(&self.bytes);
         let permit = match Arc::clone(&budget).try_acquire_many_owned(count) {
             Ok(permit) => permit,
             Err(_) if patience.is_zero() => return Err(BodyError::Exhausted),
@@ -123,15 +153,19 @@ impl Charge {
 /// Tells when a body that makes too little progress has to be given up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
+    grace: Duration,
+    least_bytes_per_second: usize,
     started: Instant,
     received: usize,
     latest: Instant,
 }
 
 impl Pace {
-    pub(super) fn start() -> Self {
+    fn start(limits: &Limits) -> Self {
         let now = Instant::now();
         Self {
+            grace: limits.slow_body_timeout,
+            least_bytes_per_second: limits.least_body_bytes_per_second.max(1),
             started: now,
             received: 0,
             latest: now,
@@ -145,9 +179,10 @@ impl Pace {
 
     /// Returns when the next bytes must have arrived.
     pub(super) fn deadline(&self) -> Instant {
-        let earned = u64::try_from(self.received / LEAST_BYTES_PER_SECOND).unwrap_or(u64::MAX);
+        let earned = u64::try_from(self.received / self.least_bytes_per_second);
+        let earned = Duration::from_secs(earned.unwrap_or(u64::MAX));
         // Nothing is earned for a silence: what waits holds memory.
-        (self.started + GRACE + Duration::from_secs(earned)).min(self.latest + GRACE)
+        (self.started + self.grace + earned).min(self.latest + self.grace)
     }
 }
 
@@ -206,9 +241,9 @@ where
         mut self,
         limit: usize,
         announced: Option<usize>,
+        mut pace: Pace,
         charge: &mut Charge,
     ) -> Result<Bytes, BodyError> {
-        let mut pace = Pace::start();
         let mut collected = Vec::new();
         while let Some(chunk) = tokio::time::timeout_at(pace.deadline(), self.chunk())
             .await
@@ -329,8 +364,9 @@ mod tests {
 
     async fn collect(compressed: Vec<u8>, limit: usize) -> Result<Bytes, BodyError> {
         let body = PlainBody::new(Full::new(Bytes::from(compressed)), Encoding::Deflate);
-        let mut charge = Budget::new(1 << 30).charge();
-        body.collect(limit, None, &mut charge).await
+        let budget = Budget::new(Arc::new(Gate::new(Limits::default())));
+        let mut charge = budget.charge(ClientId::new([1; 8]));
+        body.collect(limit, None, budget.pace(), &mut charge).await
     }
 
     #[tokio::test]
@@ -400,11 +436,15 @@ mod tests {
 
     #[tokio::test]
     async fn exhausted_budget_refuses_and_recovers() {
-        let budget = Budget::new(100);
-        let mut first = budget.charge();
+        let gate = Gate::new(Limits {
+            bytes_in_flight: 100,
+            ..Limits::default()
+        });
+        let budget = Budget::new(Arc::new(gate));
+        let mut first = budget.charge(ClientId::new([1; 8]));
         first.add(60, Duration::ZERO).await.unwrap();
         first.add(30, Duration::ZERO).await.unwrap();
-        let mut second = budget.charge();
+        let mut second = budget.charge(ClientId::new([2; 8]));
         assert!(matches!(
             second.add(11, Duration::ZERO).await,
             Err(BodyError::Exhausted)
@@ -416,13 +456,14 @@ mod tests {
 
     #[test]
     fn body_has_to_keep_a_least_speed() {
-        let mut pace = Pace::start();
+        let mut pace = Pace::start(&Limits::default());
+        let grace = pace.grace;
         let started = pace.started;
         pace.received(60);
         assert_eq!(pace.deadline(), started + Duration::from_secs(45));
         pace.received(100 * 1024);
         let latest = pace.latest;
-        assert_eq!(pace.deadline(), latest + GRACE);
+        assert_eq!(pace.deadline(), latest + grace);
         pace.latest = started + Duration::from_secs(120);
         assert_eq!(pace.deadline(), started + Duration::from_secs(145));
     }

@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 use super::activity::{Activity, IdleLimits, Verdict};
 use super::reply::{TiedBody, answer};
 use super::{Shared, TcpStream};
+use crate::limits::Refused;
 use crate::tls;
 
 /// The most bytes of a request's header, and the size to which HTTP/1.1 buffers grow.
@@ -78,24 +79,34 @@ async fn handshake_and_serve(
     tcp.set_nodelay(true)?;
     // A machine that was switched off leaves its connection behind.
     SockRef::from(&tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-    let options = &shared.options;
-    let limits = IdleLimits {
-        first: options.header_timeout,
-        between: options.idle_timeout,
+    let limits = shared.limits();
+    let idle_limits = IdleLimits {
+        first: limits.header_timeout,
+        between: limits.idle_timeout,
     };
-    let tcp = WriteLimit::new(tcp, options.write_timeout);
+    let tcp = WriteLimit::new(tcp, limits.write_timeout);
+    let Ok(permit) = shared.handshakes.try_acquire() else {
+        shared.refused(Refused::Handshakes);
+        return Ok(());
+    };
     // Boxed: a handshake needs much more than the connection that follows.
     let handshake = Box::pin(shared.acceptor.accept(tcp));
     let tls = tokio::select! {
-        tls = tokio::time::timeout(options.handshake_timeout, handshake) => tls
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"))??,
+        tls = tokio::time::timeout(limits.handshake_timeout, handshake) => match tls {
+            Ok(tls) => tls?,
+            Err(_) => {
+                shared.refused(Refused::HandshakeTime);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));
+            }
+        },
         () = shared.phases.drain.cancelled() => return Ok(()),
     };
+    drop(permit);
     let (_, session) = tls.get_ref();
     let connection = Arc::new(Connection {
         addr,
         identity: tls::peer_identity(session),
-        activity: Arc::new(Activity::new(limits)),
+        activity: Arc::new(Activity::new(idle_limits)),
         shared,
     });
     match session.alpn_protocol() {
@@ -221,6 +232,9 @@ async fn drive(http: &mut impl Http, connection: &Connection) -> io::Result<bool
                 return Ok(false);
             }
             (Verdict::Idle, None) => {
+                if !connection.activity.has_served() && !stopping {
+                    connection.shared.refused(Refused::HeaderTime);
+                }
                 http.finish();
                 *closing.insert(now + CLOSING_LIMIT)
             }

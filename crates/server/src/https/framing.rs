@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use fleethold_proto::fleetspeak::{ContactData, Message};
+use fleethold_store::ClientId;
 use http_body::Body;
 use prost::Message as _;
 
@@ -54,6 +55,7 @@ pub(super) struct Record {
 /// A record's buffer grows with the bytes received, whatever its size says.
 pub(super) struct RecordReader<B> {
     body: PlainBody<B>,
+    client: ClientId,
     budget: Budget,
     /// Received and not yet part of a record.
     rest: Bytes,
@@ -83,9 +85,10 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    pub(super) fn new(body: PlainBody<B>, budget: Budget) -> Self {
+    pub(super) fn new(body: PlainBody<B>, client: ClientId, budget: Budget) -> Self {
         Self {
             body,
+            client,
             budget,
             rest: Bytes::new(),
             size: Size::default(),
@@ -120,9 +123,9 @@ where
                 self.partial = Some(Partial {
                     size,
                     bytes: Vec::new(),
-                    charge: self.budget.charge(),
+                    charge: self.budget.charge(self.client),
                     paid: 0,
-                    pace: Pace::start(),
+                    pace: self.budget.pace(),
                 });
             }
         }
@@ -244,8 +247,11 @@ mod tests {
     use http_body::Frame;
     use http_body_util::StreamBody;
 
+    use std::sync::Arc;
+
     use super::super::body::Encoding;
     use super::*;
+    use crate::limits::{Gate, Limits};
 
     /// Reads all records of a body that arrives in pieces of `piece` bytes.
     async fn records(body: &[u8], piece: usize) -> (Vec<Bytes>, Option<RecordError>) {
@@ -254,7 +260,7 @@ mod tests {
             .map(|bytes| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(bytes))))
             .collect();
         let body = PlainBody::new(StreamBody::new(stream::iter(pieces)), Encoding::Plain);
-        let mut reader = RecordReader::new(body, Budget::new(1 << 30));
+        let mut reader = RecordReader::new(body, ClientId::new([1; 8]), budget());
         let mut records = Vec::new();
         if let Err(error) = reader.magic().await {
             return (records, Some(error));
@@ -266,6 +272,10 @@ mod tests {
                 Err(error) => return (records, Some(error)),
             }
         }
+    }
+
+    fn budget() -> Budget {
+        Budget::new(Arc::new(Gate::new(Limits::default())))
     }
 
     fn body(parts: &[&[u8]]) -> Vec<u8> {
@@ -344,8 +354,8 @@ mod tests {
             stream::iter(pieces),
             stream::pending(),
         ));
-        let mut reader =
-            RecordReader::new(PlainBody::new(body, Encoding::Plain), Budget::new(1 << 30));
+        let body = PlainBody::new(body, Encoding::Plain);
+        let mut reader = RecordReader::new(body, ClientId::new([1; 8]), budget());
         reader.magic().await.unwrap();
         assert!(futures::FutureExt::now_or_never(reader.next()).is_none());
         let partial = reader.partial.unwrap();

@@ -36,10 +36,15 @@ pub(super) async fn poll(
 
     let shared = &connection.shared;
     // Held until the messages are processed.
-    let mut charge = shared.budget.charge();
+    let mut charge = shared.budget.charge(client);
     let announced = announced.filter(|_| encoding == Encoding::Plain);
     let body = PlainBody::new(request.into_body(), encoding)
-        .collect(MOST_CONTACT_BYTES, announced, &mut charge)
+        .collect(
+            MOST_CONTACT_BYTES,
+            announced,
+            shared.budget.pace(),
+            &mut charge,
+        )
         .await?;
     let record = wire::decode_record(body)
         .map_err(|error| Refusal::bad_request(format!("the body is no contact: {error}")))?;

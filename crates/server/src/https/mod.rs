@@ -24,12 +24,14 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::body::Budget;
 use crate::contacts::Contacts;
+use crate::limits::{Gate, Limits, Rate, Refused};
 
 /// The most bytes of a poll or of a stream's record, decompressed.
 const MOST_CONTACT_BYTES: usize = 20 * 1024 * 1024;
@@ -52,17 +54,6 @@ pub(crate) struct Options {
     pub(crate) stream_lifetime: Range<Duration>,
     /// How long before its end an agent is asked to open its next stream.
     pub(crate) done_sending_before_end: Duration,
-    /// More connections than this wait to be accepted.
-    pub(crate) max_connections: usize,
-    /// The bytes all requests together may have in flight.
-    pub(crate) memory_budget_bytes: usize,
-    pub(crate) handshake_timeout: Duration,
-    /// From the handshake to the end of the first request's header.
-    pub(crate) header_timeout: Duration,
-    /// Between two requests.
-    pub(crate) idle_timeout: Duration,
-    /// How long a peer may take nothing of what is written to it.
-    pub(crate) write_timeout: Duration,
 }
 
 impl Options {
@@ -73,12 +64,6 @@ impl Options {
             authorize_files: false,
             stream_lifetime: Duration::from_secs(8 * 60)..Duration::from_secs(10 * 60 + 30),
             done_sending_before_end: Duration::from_secs(30),
-            max_connections: 100_000,
-            memory_budget_bytes: 512 * 1024 * 1024,
-            handshake_timeout: Duration::from_secs(10),
-            header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -89,9 +74,25 @@ struct Shared {
     acceptor: TlsAcceptor,
     contacts: Arc<Contacts>,
     budget: Budget,
+    /// How many handshakes may go on at once.
+    handshakes: Semaphore,
     downloads: files::Downloads,
     tasks: TaskTracker,
     phases: Phases,
+}
+
+impl Shared {
+    fn gate(&self) -> &Gate {
+        &self.contacts.engine.gate
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.gate().limits
+    }
+
+    fn refused(&self, reason: Refused) {
+        self.gate().refusals.count(reason);
+    }
 }
 
 /// The steps of a stop.
@@ -117,9 +118,11 @@ impl AgentServer {
     pub(crate) fn start(listener: TcpListener, options: Options, contacts: Arc<Contacts>) -> Self {
         let tasks = TaskTracker::new();
         let phases = Phases::default();
+        let handshakes = contacts.engine.gate.limits.handshakes;
         let shared = Arc::new(Shared {
+            handshakes: Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS)),
             acceptor: TlsAcceptor::from(Arc::clone(&options.tls)),
-            budget: Budget::new(options.memory_budget_bytes),
+            budget: Budget::new(Arc::clone(&contacts.engine.gate)),
             downloads: files::Downloads::default(),
             options,
             contacts,
@@ -165,16 +168,27 @@ impl AgentServer {
 /// Accepts connections until the server stops.
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let phases = shared.phases.clone();
+    let limits = shared.limits();
     let slots = Arc::new(Semaphore::new(
-        shared.options.max_connections.min(Semaphore::MAX_PERMITS),
+        limits.connections.min(Semaphore::MAX_PERMITS),
     ));
+    let rate = Rate::new(limits.connections_per_second);
     let mut pause = ACCEPT_PAUSES.0;
     let accept_all = async {
         loop {
-            let slot = Arc::clone(&slots).acquire_owned().await;
             match listener.accept().await {
                 Ok((tcp, addr)) => {
                     pause = ACCEPT_PAUSES.0;
+                    // What is too much is closed here and now: waiting
+                    // connections would keep others waiting, too.
+                    let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                        shared.refused(Refused::Connections);
+                        continue;
+                    };
+                    if rate.take(Instant::now()).is_err() {
+                        shared.refused(Refused::ConnectionRate);
+                        continue;
+                    }
                     let addr = (addr.ip().to_canonical(), addr.port()).into();
                     let connection = connection::serve(tcp, addr, Arc::clone(&shared));
                     shared.tasks.spawn(async move {

@@ -5,9 +5,10 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -18,6 +19,7 @@ use super::activity::Busy;
 use super::connection::Connection;
 use super::{files, message, streaming};
 use crate::contacts::{ContactError, Peer};
+use crate::limits::Refused;
 
 /// The body of an answer.
 pub(super) type ReplyBody = UnsyncBoxBody<Bytes, Infallible>;
@@ -30,6 +32,9 @@ pub(super) type Reply = Response<ReplyBody>;
 pub(super) struct Refusal {
     status: StatusCode,
     reason: Cow<'static, str>,
+    /// The limit that was met, if one was.
+    limit: Option<Refused>,
+    retry_after: Option<Duration>,
 }
 
 impl Refusal {
@@ -37,6 +42,34 @@ impl Refusal {
         Self {
             status,
             reason: reason.into(),
+            limit: None,
+            retry_after: None,
+        }
+    }
+
+    /// Refuses because there is too much to do; what one agent causes gets
+    /// another status than what all cause together.
+    pub(super) fn busy(
+        refused: Refused,
+        reason: impl Into<Cow<'static, str>>,
+        retry_after: Duration,
+    ) -> Self {
+        let status = match refused {
+            Refused::AgentBytes | Refused::AgentMessages => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self {
+            limit: Some(refused),
+            retry_after: Some(retry_after),
+            ..Self::new(status, reason)
+        }
+    }
+
+    /// Refuses what nobody should try again.
+    pub(super) fn over_limit(refused: Refused, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            limit: Some(refused),
+            ..Self::bad_request(reason)
         }
     }
 
@@ -51,6 +84,11 @@ impl From<ContactError> for Refusal {
             ContactError::NotAuthorized => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "not authorized")
             }
+            ContactError::Busy {
+                refused,
+                reason,
+                retry_after,
+            } => Self::busy(refused, reason, retry_after),
             ContactError::Failed(reason) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, reason),
         }
     }
@@ -72,6 +110,10 @@ impl From<Refusal> for Reply {
         );
         if refusal.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        if let Some(wait) = refusal.retry_after {
+            // Whole seconds, and never zero: that would mean at once.
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
         }
         reply
     }
@@ -105,9 +147,18 @@ pub(super) async fn answer(
     let reply = route(&connection, request, &mut busy)
         .await
         .unwrap_or_else(|refusal| {
-            let Refusal { status, reason } = &refusal;
+            let Refusal {
+                status,
+                reason,
+                limit,
+                ..
+            } = &refusal;
             let addr = connection.addr;
-            if status.is_server_error() {
+            if let Some(refused) = limit {
+                // Under attack there are too many for the log; the metrics have them.
+                connection.shared.refused(*refused);
+                tracing::debug!(%addr, path, %status, reason = %reason, "refused a request");
+            } else if status.is_server_error() {
                 tracing::warn!(%addr, path, %status, reason = %reason, "cannot serve a request");
             } else {
                 tracing::debug!(%addr, path, %status, reason = %reason, "refused a request");

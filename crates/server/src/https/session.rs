@@ -21,6 +21,7 @@ use super::body::BodyError;
 use super::framing::{self, Record, RecordError, RecordReader};
 use super::{HANDLING_LIMIT, Shared};
 use crate::contacts::{Accepted, Contact, ContactError, Delivery};
+use crate::limits::Refused;
 use crate::streams::StreamHandle;
 use crate::wire;
 
@@ -70,6 +71,8 @@ pub(super) struct Session {
     blocked_since: Option<Instant>,
     processing: FuturesOrdered<RecordFuture>,
     processing_bytes: usize,
+    /// Records of an agent that sends too many messages wait.
+    read_from: Option<Instant>,
     accepted: u64,
     fetch: Option<FetchFuture>,
     fetch_at: Option<Instant>,
@@ -133,6 +136,7 @@ impl Session {
             blocked_since: None,
             processing: FuturesOrdered::new(),
             processing_bytes: 0,
+            read_from: None,
             accepted: 0,
             fetch: None,
             fetch_at: None,
@@ -189,6 +193,7 @@ impl Session {
                         return reason;
                     }
                     if self.frames_stuck_until().is_some_and(|end| end <= now) {
+                        self.shared.refused(Refused::SlowReader);
                         return EndReason::SlowReader;
                     }
                     if self.finish_by.is_none() && self.end_at <= now {
@@ -209,6 +214,7 @@ impl Session {
                     self.processing_bytes -= bytes;
                     self.accepted += 1;
                     self.push(framing::ack(self.accepted));
+                    self.slow_down(accepted.messages);
                     if accepted.deliver {
                         self.fetch_at = Some(Instant::now());
                     }
@@ -239,6 +245,11 @@ impl Session {
                     self.finish();
                 }
                 Event::Record(Err(error)) => {
+                    if let RecordError::Body(error) = &error
+                        && let Some(limit) = error.refused()
+                    {
+                        self.shared.refused(limit);
+                    }
                     reason = EndReason::Failed(error.to_string());
                     self.finish();
                 }
@@ -279,7 +290,8 @@ impl Session {
         // Each record becomes a frame: an agent that takes none sends no more.
         let room = self.processing.len() < MOST_RECORDS
             && self.processing_bytes < MOST_RECORD_BYTES
-            && self.outbox.len() < MOST_OUTBOX;
+            && self.outbox.len() < MOST_OUTBOX
+            && self.read_from.is_none_or(|from| from <= Instant::now());
         let open = self.sending == Sending::Open && self.finish_by.is_none();
         let reading = self.finish_by.is_none();
         let fetch = &mut self.fetch;
@@ -325,6 +337,9 @@ impl Session {
         if let Some(at) = self.frames_stuck_until() {
             look = look.min(at);
         }
+        if let Some(at) = self.read_from.filter(|at| *at > Instant::now()) {
+            look = look.min(at);
+        }
         look
     }
 
@@ -338,7 +353,7 @@ impl Session {
     }
 
     fn frames_stuck_until(&self) -> Option<Instant> {
-        let limit = self.shared.options.write_timeout;
+        let limit = self.shared.limits().write_timeout;
         self.blocked_since.map(|since| since + limit)
     }
 
@@ -350,6 +365,18 @@ impl Session {
             self.blocked_since = Some(Instant::now());
         }
         self.outbox.push_back(frame);
+    }
+
+    /// Keeps an agent that sends too many messages from sending more: records
+    /// that nobody reads fill its connection, and it waits.
+    fn slow_down(&mut self, messages: usize) {
+        let client = self.contact.client();
+        let now = Instant::now();
+        let pause = self.shared.gate().agents.accepted(client, messages, now);
+        if !pause.is_zero() {
+            self.shared.refused(Refused::AgentMessages);
+            self.read_from = Some(now + pause);
+        }
     }
 
     /// Starts to process a record; its share of the memory budget lasts as long.

@@ -50,7 +50,7 @@ pub(super) async fn start(
 
     let shared = &connection.shared;
     let body = PlainBody::new(request.into_body(), encoding);
-    let mut records = RecordReader::new(body, shared.budget.clone());
+    let mut records = RecordReader::new(body, peer.client, shared.budget.clone());
     let first = async {
         records.magic().await?;
         records.next().await

@@ -2,6 +2,7 @@
 
 #[path = "../../tests/agent/mod.rs"]
 mod agent;
+mod limits;
 
 use std::net::SocketAddr;
 
@@ -27,26 +28,33 @@ struct Bed {
     authority: Authority,
     store: Arc<MemoryStore>,
     streams: Arc<Streams>,
+    gate: Arc<Gate>,
 }
 
 impl Bed {
-    async fn with(change: impl FnOnce(&mut Options)) -> Self {
+    async fn with(change: impl FnOnce(&mut Options, &mut Limits)) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1_000_000));
         let random = Arc::new(Random::seeded(1));
         let memory = Arc::new(MemoryStore::new(Arc::clone(&clock), Arc::clone(&random)));
         let store = Arc::clone(&memory) as Arc<dyn Store>;
-        let engine = Engine::new(&Config::default(), store, clock, random);
+        let authority = Authority::new();
+        let tls = tls::server_config(&authority.certificates_pem, &authority.key_pem).unwrap();
+        let mut options = Options::new(Arc::new(tls));
+        let mut limits = Limits::default();
+        change(&mut options, &mut limits);
+        let config = Config {
+            limits,
+            ..Config::default()
+        };
+        let engine = Engine::new(&config, store, clock, random);
         let engine = Arc::new(engine.unwrap_or_else(|error| panic!("{error}")));
         let streams = Arc::clone(&engine.streams);
+        let gate = Arc::clone(&engine.gate);
         let contacts = Arc::new(Contacts {
             engine,
             required_label: None,
             streaming_to: "here".to_owned(),
         });
-        let authority = Authority::new();
-        let tls = tls::server_config(&authority.certificates_pem, &authority.key_pem).unwrap();
-        let mut options = Options::new(Arc::new(tls));
-        change(&mut options);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let server = AgentServer::start(listener, options, contacts);
@@ -56,6 +64,7 @@ impl Bed {
             authority,
             store: memory,
             streams,
+            gate,
         }
     }
 
@@ -113,7 +122,7 @@ fn both_versions() -> [StreamOptions; 2] {
 
 #[tokio::test]
 async fn p_076_and_077_stream_winds_down_and_ends_when_its_time_is_over() {
-    let bed = Bed::with(|options| {
+    let bed = Bed::with(|options, _| {
         options.stream_lifetime = Duration::from_millis(1000)..Duration::from_millis(1200);
         options.done_sending_before_end = Duration::from_millis(600);
     })
@@ -138,9 +147,9 @@ async fn p_076_and_077_stream_winds_down_and_ends_when_its_time_is_over() {
 
 #[tokio::test]
 async fn p_012_silent_connections_are_closed_and_delay_nobody() {
-    let bed = Bed::with(|options| {
-        options.handshake_timeout = Duration::from_secs(1);
-        options.header_timeout = Duration::from_secs(1);
+    let bed = Bed::with(|_, limits| {
+        limits.handshake_timeout = Duration::from_secs(1);
+        limits.header_timeout = Duration::from_secs(1);
     })
     .await;
     let mut silent = TcpStream::connect(bed.addr).await.unwrap();
@@ -157,9 +166,9 @@ async fn p_012_silent_connections_are_closed_and_delay_nobody() {
 
 #[tokio::test]
 async fn connection_is_closed_when_no_further_request_comes() {
-    let bed = Bed::with(|options| {
-        options.header_timeout = Duration::from_millis(500);
-        options.idle_timeout = Duration::from_millis(100);
+    let bed = Bed::with(|_, limits| {
+        limits.header_timeout = Duration::from_millis(500);
+        limits.idle_timeout = Duration::from_millis(100);
     })
     .await;
     let path = "/files/system/RevokedCertificates";
@@ -177,9 +186,9 @@ async fn connection_is_closed_when_no_further_request_comes() {
 
 #[tokio::test]
 async fn streams_outlive_the_idle_limits() {
-    let bed = Bed::with(|options| {
-        options.header_timeout = Duration::from_millis(400);
-        options.idle_timeout = Duration::from_millis(50);
+    let bed = Bed::with(|options, limits| {
+        limits.header_timeout = Duration::from_millis(400);
+        limits.idle_timeout = Duration::from_millis(50);
         options.stream_lifetime = Duration::from_millis(1_500)..Duration::from_millis(1_500);
         options.done_sending_before_end = Duration::from_millis(500);
     })
@@ -194,7 +203,7 @@ async fn streams_outlive_the_idle_limits() {
 
 #[tokio::test]
 async fn p_079_stream_of_an_agent_that_vanishes_leaves_nothing() {
-    let bed = Bed::with(|_| {}).await;
+    let bed = Bed::with(|_, _| {}).await;
     for options in both_versions() {
         let mut stream = bed.agent().stream(options).await;
         // In the middle of a record.
@@ -208,7 +217,7 @@ async fn p_079_stream_of_an_agent_that_vanishes_leaves_nothing() {
 
 #[tokio::test]
 async fn p_235_stream_of_an_agent_that_does_not_read_ends() {
-    let bed = Bed::with(|options| options.write_timeout = Duration::from_millis(300)).await;
+    let bed = Bed::with(|_, limits| limits.write_timeout = Duration::from_millis(300)).await;
     for options in both_versions() {
         let agent = bed.agent();
         let stream = agent.stream(options).await;
@@ -225,34 +234,8 @@ async fn p_235_stream_of_an_agent_that_does_not_read_ends() {
 }
 
 #[tokio::test]
-async fn requests_beyond_the_memory_budget_are_refused() {
-    let bed = Bed::with(|options| options.memory_budget_bytes = 100_000).await;
-    let agent = bed.agent();
-    let mut large = agent.wrapped(&ContactData::default());
-    large.client_labels.push("x".repeat(100_000));
-    let large = prost::Message::encode_to_vec(&large);
-    let (status, _) = agent.fetch(post("/message", large)).await;
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    agent.poll(&ContactData::default()).await;
-}
-
-#[tokio::test]
-async fn connections_beyond_the_limit_wait() {
-    let bed = Bed::with(|options| options.max_connections = 1).await;
-    let agent = bed.agent();
-    let first = agent.tls(&[]).await.unwrap();
-    let contact = ContactData::default();
-    let (second, ()) = tokio::join!(
-        agent.poll(&contact),
-        // Only this lets the poll in.
-        async { drop(first) },
-    );
-    assert_ne!(second.sequencing_nonce, 0);
-}
-
-#[tokio::test]
 async fn dropped_server_serves_nobody() {
-    let bed = Bed::with(|_| {}).await;
+    let bed = Bed::with(|_, _| {}).await;
     let mut stream = bed.agent().stream(StreamOptions::default()).await;
     drop(bed);
     assert!(stream.frame().await.is_none());
