@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::Message;
-use fleethold_store::{Clock, ServiceLimits, clock};
+use fleethold_store::limits::{MAX_CLAIM_BYTES, fills_claim};
+use fleethold_store::{Clock, MAX_PAYLOAD_BYTES, ServiceLimits, clock};
 use futures::future::join_all;
 
 use crate::checks::{assert_messages, assert_same};
 use crate::samples::{
-    C1, SERVICE, client_id, for_service, ids_of, message_id, success, tags, to_client,
+    C1, SERVICE, client_id, data, for_service, ids_of, message_id, success, tags, to_client,
+    to_server,
 };
 use crate::{Bed, cases};
 
@@ -25,6 +27,9 @@ cases![
     skipped_messages_do_not_count_towards_the_limit,
     claims_are_ordered_by_due_time_then_id,
     claimed_message_is_due_again_after_the_retry_time,
+    claim_ends_when_payloads_fill_it,
+    released_messages_are_due_at_once,
+    only_claimed_messages_of_the_client_are_released,
     f_01_concurrent_claims_never_share_a_message,
     f_03_concurrent_claims_keep_service_limits,
 ];
@@ -279,6 +284,118 @@ async fn claimed_message_is_due_again_after_the_retry_time(bed: Bed) {
             &messages,
         );
     }
+}
+
+async fn claim_ends_when_payloads_fill_it(bed: Bed) {
+    const THIRD: usize = MAX_CLAIM_BYTES / 3;
+    let sized = |message: Message, bytes: usize| Message {
+        data: Some(data(vec![7; bytes])),
+        ..message
+    };
+    let to_client: Vec<_> = [
+        THIRD,
+        THIRD,
+        MAX_CLAIM_BYTES - 2 * THIRD - 1,
+        1,
+        THIRD,
+        MAX_PAYLOAD_BYTES,
+        1,
+    ]
+    .into_iter()
+    .zip(1..)
+    .map(|(bytes, number)| sized(to_client(number, C1), bytes))
+    .collect();
+    bed.send(&to_client).await;
+    for expected in [4, 2, 1, 0] {
+        let claimed = bed.claim(C1).await;
+        assert_eq!(
+            claimed.len(),
+            expected,
+            "a claim ends with the message that brings its payloads to `MAX_CLAIM_BYTES`"
+        );
+        assert_eq!(
+            fills_claim(&claimed),
+            expected > 1,
+            "`fills_claim` tells whether there may be more"
+        );
+    }
+    let to_server: Vec<_> = (10..13)
+        .map(|number| sized(to_server(number, C1), MAX_CLAIM_BYTES / 2))
+        .collect();
+    bed.send(&to_server).await;
+    bed.clock.set(200_000);
+    for expected in [2, 1, 0] {
+        let claimed = bed.store.server_messages_for_processing(10).await.unwrap();
+        assert_eq!(
+            claimed.len(),
+            expected,
+            "the same holds for server messages"
+        );
+    }
+}
+
+async fn released_messages_are_due_at_once(bed: Bed) {
+    let messages = [1, 2, 3].map(|number| to_client(number, C1));
+    bed.send(&messages).await;
+    assert_eq!(bed.claim(C1).await.len(), 3, "all are claimed");
+    bed.clock.advance(Duration::from_secs(60));
+    bed.store
+        .release_messages(C1, &ids_of(&messages[1..]))
+        .await
+        .unwrap();
+    assert_messages(
+        "released messages are due at once, and claimed again",
+        &bed.claim(C1).await,
+        &messages[1..],
+    );
+    assert_messages("and only once", &bed.claim(C1).await, &[]);
+    bed.clock.advance(Duration::from_secs(14 * 60));
+    assert_messages(
+        "the others when their own claim ends",
+        &bed.claim(C1).await,
+        &messages[..1],
+    );
+}
+
+async fn only_claimed_messages_of_the_client_are_released(bed: Bed) {
+    let other = client_id(9);
+    let (done, foreign, waiting) = (to_client(1, C1), to_client(2, other), to_client(4, C1));
+    let on_server = to_server(3, C1);
+    bed.send(&[done.clone(), foreign.clone(), on_server.clone()])
+        .await;
+    bed.claim(C1).await;
+    bed.claim(other).await;
+    bed.store
+        .set_message_result(None, message_id(1), &success(1))
+        .await
+        .unwrap();
+    bed.clock.advance(Duration::from_secs(1));
+    bed.send(std::slice::from_ref(&waiting)).await;
+    bed.clock.advance(Duration::from_secs(1));
+    let newest = to_client(0, C1);
+    bed.send(std::slice::from_ref(&newest)).await;
+    let ids = [1, 2, 3, 4, 77].map(message_id);
+    bed.store.release_messages(C1, &ids).await.unwrap();
+    bed.store.release_messages(C1, &[]).await.unwrap();
+    bed.store
+        .release_messages(client_id(77), &ids)
+        .await
+        .unwrap();
+    assert_messages(
+        "what is done stays done, and what was due keeps its place",
+        &bed.claim(C1).await,
+        &[waiting, newest],
+    );
+    assert_messages(
+        "a message of another client stays claimed",
+        &bed.claim(other).await,
+        &[],
+    );
+    assert_messages(
+        "and one for the server is not due earlier",
+        &bed.store.server_messages_for_processing(10).await.unwrap(),
+        &[],
+    );
 }
 
 async fn f_01_concurrent_claims_never_share_a_message(bed: Bed) {

@@ -4,13 +4,15 @@
 //! exactly one caller. Most calls find nothing due; they find that out on a
 //! reader and cost no commit.
 
+use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::Message;
 use fleethold_store::clock::{epoch_micros, timestamp};
+use fleethold_store::limits::{MAX_CLAIM_BYTES, payload_bytes};
 use fleethold_store::record::ResultRecord;
-use fleethold_store::{ClaimServerMessages, ClientId, Result, ServiceLimits};
+use fleethold_store::{ClaimServerMessages, ClientId, MessageId, Result, ServiceLimits};
 use rusqlite::{Connection, Params, Row, params};
 
 use crate::Shared;
@@ -56,7 +58,34 @@ impl Shared {
         })
         .await
     }
+
+    pub(crate) async fn release_client_messages(
+        &self,
+        client: ClientId,
+        ids: Vec<MessageId>,
+    ) -> Result<()> {
+        const OPERATION: &str = "release_messages";
+        if ids.is_empty() {
+            return self.check_open(OPERATION);
+        }
+        self.write(OPERATION, move |tx| {
+            let now_micros = epoch_micros(tx.clock().now());
+            let mut release = tx.prepare_cached(RELEASE)?;
+            for id in ids {
+                if let Some(message) = tx.ids().want(id).find(tx)? {
+                    release.execute(params![message, client.as_bytes(), now_micros])?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
 }
+
+const RELEASE: &str = "\
+-- release
+UPDATE messages SET due_micros = ?3
+WHERE message = ?1 AND destination_client = ?2 AND due_micros > ?3";
 
 #[async_trait]
 impl ClaimServerMessages for Shared {
@@ -180,8 +209,25 @@ fn claim(
     due: Vec<Due>,
     retry_time: impl Fn(u32) -> SystemTime,
 ) -> Worked<Vec<Message>> {
+    let messages: Vec<_> = due.iter().map(|due| due.message).collect();
+    let mut claimed = Vec::with_capacity(messages.len());
+    let (mut damaged, mut bytes) = (Vec::new(), 0);
+    read_messages(tx, &messages, true, |message, read| {
+        match read {
+            Ok(read) => {
+                bytes += payload_bytes(&read);
+                claimed.push(read);
+            }
+            Err(error) => damaged.push((message, error)),
+        }
+        Ok(if bytes < MAX_CLAIM_BYTES {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        })
+    })?;
     let mut reschedule = tx.prepare_cached(RESCHEDULE)?;
-    for due in &due {
+    for due in &due[..claimed.len() + damaged.len()] {
         let claims = due.claims.saturating_add(1);
         reschedule.execute(params![
             due.message,
@@ -189,16 +235,6 @@ fn claim(
             claims
         ])?;
     }
-    let messages: Vec<_> = due.iter().map(|due| due.message).collect();
-    let mut claimed = Vec::with_capacity(messages.len());
-    let mut damaged = Vec::new();
-    read_messages(tx, &messages, true, |message, read| {
-        match read {
-            Ok(read) => claimed.push(read),
-            Err(error) => damaged.push((message, error)),
-        }
-        Ok(())
-    })?;
     for (message, error) in damaged {
         tracing::error!(message, %error, "a message cannot be read and has failed");
         let result = ResultRecord {

@@ -1,5 +1,6 @@
 //! Messages: storing, results, and what is pending.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
@@ -175,6 +176,12 @@ impl MessageStore for SqliteStore {
 
     async fn server_messages_for_processing(&self, limit: u64) -> Result<Vec<Message>> {
         self.shared.claim_server_messages(limit).await
+    }
+
+    async fn release_messages(&self, client: ClientId, ids: &[MessageId]) -> Result<()> {
+        self.shared
+            .release_client_messages(client, ids.to_vec())
+            .await
     }
 
     async fn register_message_processor(&self, processor: Arc<dyn MessageProcessor>) {
@@ -360,7 +367,7 @@ fn read_all(connection: &Connection, messages: &[i64], want_data: bool) -> Worke
     let mut list = Vec::with_capacity(messages.len());
     read_messages(connection, messages, want_data, |_, message| {
         list.push(message?);
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     })?;
     Ok(list)
 }

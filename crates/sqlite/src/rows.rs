@@ -1,5 +1,6 @@
 //! Message rows: the columns of `messages` and `payloads` as records.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use rusqlite::{Connection, Row, params};
 use crate::error::Worked;
 
 /// Calls `found` with each of `messages`, in their order, as often as they are
-/// listed; without those that do not exist.
+/// listed, without those that do not exist, until it breaks.
 ///
 /// A row that cannot be read is handed over as its error: who claims messages
 /// must not stop there.
@@ -22,13 +23,15 @@ pub(crate) fn read_messages(
     connection: &Connection,
     messages: &[i64],
     want_data: bool,
-    mut found: impl FnMut(i64, rusqlite::Result<Message>) -> Worked<()>,
+    mut found: impl FnMut(i64, rusqlite::Result<Message>) -> Worked<ControlFlow<()>>,
 ) -> Worked<()> {
     let mut statement = connection.prepare_cached(READ_MESSAGES)?;
     let mut rows = statement.query(params![array(messages.iter().copied()), want_data])?;
     while let Some(row) = rows.next()? {
         let message = record(row).map(MessageRecord::into_message);
-        found(row.get(0)?, message)?;
+        if found(row.get(0)?, message)?.is_break() {
+            break;
+        }
     }
     Ok(())
 }

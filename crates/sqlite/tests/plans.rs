@@ -57,6 +57,7 @@ async fn use_everything(bed: &Bed) {
         .client_messages_for_processing(CLIENT, 10, Some(&limits))
         .await
         .unwrap();
+    store.release_messages(CLIENT, &[id(2)]).await.unwrap();
     bed.clock.set(200_000);
     store.server_messages_for_processing(10).await.unwrap();
     store

@@ -31,6 +31,7 @@
 //! | `StoreMessages` | [`MessageStore::store_messages`] | `None` for the empty contact |
 //! | `SetMessageResult` | [`MessageStore::set_message_result`] | `None` for the empty client id |
 //! | – | [`MessageStore::set_message_results`] | new: many in one transaction |
+//! | – | [`MessageStore::release_messages`] | new: a claim that led to nothing ends at once |
 //! | `GetMessageResult` | [`MessageStore::get_message_result`] | `None` for nil |
 //! | `GetMessages` | [`MessageStore::get_messages`] | |
 //! | `GetPendingMessages` | [`MessageStore::get_pending_messages`] | |

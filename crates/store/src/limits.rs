@@ -1,10 +1,16 @@
 //! Size limits, the same in every backend (specification section 2.2), and the
 //! ways of keeping them.
 
+use fleethold_proto::fleetspeak::Message;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// The largest payload of a message or broadcast, and the largest file, in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 16_777_215;
+
+/// A claim ends with the message whose payload brings those of the claim to this
+/// many bytes: what one call hands out stays in memory at once.
+pub const MAX_CLAIM_BYTES: usize = 8 * 1024 * 1024;
 
 /// The longest service name, label, message type or file name, in characters.
 pub const MAX_NAME_CHARS: usize = 128;
@@ -17,6 +23,17 @@ pub const MAX_STREAMING_TO_BYTES: usize = 128;
 
 /// The longest failure reason, validation info and annotations, in bytes.
 pub const MAX_TEXT_BYTES: usize = 65_535;
+
+/// Returns whether a claim may have ended because of [`MAX_CLAIM_BYTES`], so
+/// that more may be due.
+pub fn fills_claim(claimed: &[Message]) -> bool {
+    claimed.iter().map(payload_bytes).sum::<usize>() >= MAX_CLAIM_BYTES
+}
+
+/// Returns the bytes that count towards [`MAX_CLAIM_BYTES`].
+pub fn payload_bytes(message: &Message) -> usize {
+    message.data.as_ref().map_or(0, |data| data.value.len())
+}
 
 /// Returns the first `chars` characters of `text`.
 pub fn cut_chars(text: &str, chars: usize) -> &str {

@@ -122,7 +122,10 @@ pub trait MessageStore: Send + Sync {
     /// gets it before. A message is due when its time is now or past. With
     /// `service_limits`, never more messages per destination service than it
     /// says; messages skipped for their service do not count towards `limit`.
-    /// The cost does not depend on how many messages wait.
+    /// The cost does not depend on how many messages wait. Fewer than `limit`
+    /// are claimed if their payloads reach
+    /// [`MAX_CLAIM_BYTES`](crate::limits::MAX_CLAIM_BYTES) before;
+    /// [`fills_claim`](crate::limits::fills_claim) tells.
     async fn client_messages_for_processing(
         &self,
         client: ClientId,
@@ -136,8 +139,18 @@ pub trait MessageStore: Send + Sync {
     ///
     /// A claimed message is due again at
     /// [`server_retry_time(n)`](crate::Clock::server_retry_time), n being how
-    /// often it has been claimed, this time included.
+    /// often it has been claimed, this time included. Payloads limit a claim as
+    /// in [`client_messages_for_processing`](Self::client_messages_for_processing).
     async fn server_messages_for_processing(&self, limit: u64) -> Result<Vec<Message>>;
+
+    /// Gives claimed messages of `client` back: those of `ids` that are pending
+    /// are due now, instead of when their claim ends. Not part of upstream's
+    /// interface.
+    ///
+    /// For a holder that could not hand them on, before its claim ends: later,
+    /// somebody else may hold them. Ids that are unknown, have a result, or
+    /// belong to others are skipped.
+    async fn release_messages(&self, client: ClientId, ids: &[MessageId]) -> Result<()>;
 
     /// Gives every due server message to `processor`, until
     /// [`stop_message_processor`](Self::stop_message_processor); replaces a

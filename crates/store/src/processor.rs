@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{ErrorKind, Result};
+use crate::limits::fills_claim;
 
 /// Takes due server messages off a store's hands.
 #[async_trait]
@@ -134,7 +135,8 @@ async fn run(
             }
             Ok(messages) => {
                 backoff = FIRST_BACKOFF;
-                let full = u64::try_from(messages.len()).is_ok_and(|count| count >= options.batch);
+                let full = u64::try_from(messages.len()).is_ok_and(|count| count >= options.batch)
+                    || fills_claim(&messages);
                 // A task of its own, so that a panic ends only this call.
                 let processor = Arc::clone(&processor);
                 let call = tokio::spawn(async move { processor.process(messages).await });

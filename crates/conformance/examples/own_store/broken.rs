@@ -70,6 +70,9 @@ impl MessageStore for Forgetful {
     async fn set_message_results(&self, results: &[(MessageId, MessageResult)]) -> Result<()> {
         self.inner.set_message_results(results).await
     }
+    async fn release_messages(&self, client: ClientId, ids: &[MessageId]) -> Result<()> {
+        self.inner.release_messages(client, ids).await
+    }
     async fn get_message_result(&self, id: MessageId) -> Result<Option<MessageResult>> {
         self.inner.get_message_result(id).await
     }

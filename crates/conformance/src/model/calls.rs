@@ -117,6 +117,15 @@ pub(crate) async fn call(
             store.set_message_results(&results).await?;
             Answer::Nothing
         }
+        Op::Release {
+            client: of,
+            messages,
+        } => {
+            store
+                .release_messages(client(*of), &message_ids(messages))
+                .await?;
+            Answer::Nothing
+        }
         Op::GetMessageResult { message } => {
             Answer::Result(store.get_message_result(message_id(*message)).await?)
         }

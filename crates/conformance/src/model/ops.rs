@@ -57,6 +57,10 @@ pub(crate) enum Op {
     ClaimOnServer {
         limit: u64,
     },
+    Release {
+        client: u8,
+        messages: Vec<u8>,
+    },
     RegisterAndStopProcessor,
     ListClients {
         clients: Vec<u8>,
@@ -253,8 +257,12 @@ fn call(random: &mut StdRng) -> Op {
                 })
             }),
         },
-        35..39 => Op::ClaimOnServer {
+        35..38 => Op::ClaimOnServer {
             limit: count(random),
+        },
+        38 => Op::Release {
+            client: client(random),
+            messages: many(random, 6, message),
         },
         39 if random.random_bool(0.2) => Op::RegisterAndStopProcessor,
         39..41 => Op::ListClients {

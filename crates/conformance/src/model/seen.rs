@@ -47,6 +47,7 @@ impl Look {
             Op::StoreMessages { .. }
             | Op::SetMessageResult { .. }
             | Op::SetMessageResults { .. }
+            | Op::Release { .. }
             | Op::DeletePendingMessages { .. }
             | Op::Claim { .. }
             | Op::ClaimOnServer { .. } => Self {

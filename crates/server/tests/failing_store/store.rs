@@ -114,6 +114,7 @@ hand_on! {
         store_messages(messages: &[Message], contact: Option<&ContactId>) -> ();
         set_message_result(destination: Option<ClientId>, id: MessageId, result: &MessageResult) -> ();
         set_message_results(results: &[(MessageId, MessageResult)]) -> ();
+        release_messages(client: ClientId, ids: &[MessageId]) -> ();
         get_message_result(id: MessageId) -> Option<MessageResult>;
         get_messages(ids: &[MessageId], want_data: bool) -> Vec<Message>;
         get_pending_messages(clients: &[ClientId], offset: u64, limit: u64, want_data: bool) -> Vec<Message>;

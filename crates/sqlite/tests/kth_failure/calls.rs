@@ -64,6 +64,11 @@ pub(crate) const CALLS: &[Call] = calls! {
         let results = [0, 1].map(|part| (message_id(begun(Kind::Results), part), failure()));
         store.set_message_results(&results).await?
     };
+    WRITES release_messages |store, template| {
+        let client = own_client(whole(Kind::Claim));
+        let ids = [0, 1].map(|part| message_id(whole(Kind::Claim), part));
+        store.release_messages(client, &ids).await?
+    };
     READS get_message_result |store, template| {
         store.get_message_result(message_id(whole(Kind::Results), 0)).await?
     };

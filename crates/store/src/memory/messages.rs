@@ -12,6 +12,7 @@ use crate::clients::ContactId;
 use crate::clock::{epoch_micros, timestamp};
 use crate::error::{Error, Result};
 use crate::ids::{ClientId, MessageId};
+use crate::limits::MAX_CLAIM_BYTES;
 use crate::messages::{MessageStore, REMOVED_BY_ADMIN, ServiceLimits};
 use crate::processor::{ClaimServerMessages, MessageProcessor};
 use crate::record::{MessageRecord, ResultRecord};
@@ -152,6 +153,16 @@ impl MessageStore for MemoryStore {
         self.shared.claim_server_messages(limit).await
     }
 
+    async fn release_messages(&self, client: ClientId, ids: &[MessageId]) -> Result<()> {
+        let now_micros = epoch_micros(self.shared.clock.now());
+        self.shared.with("release_messages", |state| {
+            for id in ids {
+                state.messages.release(client, *id, now_micros);
+            }
+            Ok(())
+        })
+    }
+
     async fn register_message_processor(&self, processor: Arc<dyn MessageProcessor>) {
         let shared = Arc::downgrade(&self.shared);
         self.processor
@@ -284,6 +295,19 @@ impl Messages {
         }
     }
 
+    fn release(&mut self, client: ClientId, id: MessageId, now_micros: i64) {
+        let Some(queue) = self.pending.get_mut(&Some(client)) else {
+            return;
+        };
+        if let Some(pending) = self.rows.get_mut(&id).and_then(|row| row.pending.as_mut())
+            && pending.due_micros > now_micros
+            && queue.remove(&(pending.due_micros, id))
+        {
+            pending.due_micros = now_micros;
+            queue.insert((now_micros, id));
+        }
+    }
+
     fn pending_ids(&self, clients: &[ClientId]) -> BTreeSet<MessageId> {
         clients
             .iter()
@@ -313,9 +337,9 @@ impl Messages {
                 .fold(0, |sum: u64, tokens| sum.saturating_add(*tokens))
                 .min(limit),
         };
-        let mut claimed = Vec::new();
+        let (mut claimed, mut bytes) = (Vec::new(), 0);
         for &(due_micros, id) in queue.iter() {
-            if left == 0 || due_micros > now_micros {
+            if left == 0 || due_micros > now_micros || bytes >= MAX_CLAIM_BYTES {
                 break;
             }
             if let Some(tokens) = &mut tokens {
@@ -327,6 +351,8 @@ impl Messages {
             }
             left -= 1;
             claimed.push((due_micros, id));
+            let data = &self.rows[&id].record.data;
+            bytes += data.as_ref().map_or(0, |data| data.value.len());
         }
         claimed
             .into_iter()
