@@ -1,21 +1,16 @@
 //! Which store a server opens: `--store`, and what upstream's files name instead.
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+mod url;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use fleethold_sqlite::{OpenError, SqliteOptions, SqliteStore};
 use fleethold_store::{Clock, Random, Store};
 
+pub(crate) use self::url::StoreUrl;
 use crate::output::{Exit, Failure};
-
-/// Where a server keeps its data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum StoreUrl {
-    /// A database file of the embedded store.
-    Sqlite(PathBuf),
-}
 
 impl StoreUrl {
     /// Opens the store, and creates it if there is none.
@@ -39,37 +34,6 @@ impl StoreUrl {
     }
 }
 
-impl FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(url: &str) -> Result<Self, String> {
-        let Some((scheme, rest)) = url.split_once(':') else {
-            return Err("write sqlite:PATH".to_owned());
-        };
-        match scheme {
-            "sqlite" => {}
-            "mysql" | "mariadb" | "postgres" | "postgresql" => {
-                return Err(format!(
-                    "{scheme} comes with a later version; write sqlite:PATH"
-                ));
-            }
-            _ => {
-                return Err(format!(
-                    "there is no store of kind `{scheme}`; write sqlite:PATH"
-                ));
-            }
-        }
-        match rest.strip_prefix("//").unwrap_or(rest) {
-            "" => Err("it has no path; write sqlite:PATH".to_owned()),
-            path if path.contains(":memory:") => Err(
-                "a database in memory would lose acknowledged messages; write sqlite:PATH"
-                    .to_owned(),
-            ),
-            path => Ok(Self::Sqlite(PathBuf::from(path))),
-        }
-    }
-}
-
 fn unopened(path: &Path, error: OpenError) -> Failure {
     let exit = match error {
         // A server that is stopping lets go of it soon.
@@ -77,41 +41,4 @@ fn unopened(path: &Path, error: OpenError) -> Failure {
         _ => Exit::Failed,
     };
     Failure::new(exit, error).context(format!("cannot open database `{}`", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn store_urls_name_a_file() {
-        for (url, path) in [
-            ("sqlite:fleet.db", "fleet.db"),
-            ("sqlite:/var/lib/fleet.db", "/var/lib/fleet.db"),
-            ("sqlite:///var/lib/fleet.db", "/var/lib/fleet.db"),
-            ("sqlite://data/fleet.db", "data/fleet.db"),
-        ] {
-            assert_eq!(url.parse(), Ok(StoreUrl::Sqlite(path.into())), "{url}");
-        }
-    }
-
-    #[test]
-    fn other_stores_are_refused_with_what_to_write() {
-        for (url, problem) in [
-            ("fleet.db", "write"),
-            ("sqlite:", "has no path"),
-            ("sqlite://", "has no path"),
-            ("sqlite::memory:", "would lose"),
-            ("mysql://u:p@h/db", "later version"),
-            ("redis://h", "no store of kind `redis`"),
-        ] {
-            let error = url.parse::<StoreUrl>().unwrap_err();
-            assert!(
-                error.contains(problem) && error.contains("sqlite:PATH"),
-                "{url}: {error}"
-            );
-            // Its place for a password.
-            assert!(!error.contains("u:p"), "{error}");
-        }
-    }
 }

@@ -21,6 +21,7 @@ use fleethold_store::{
 use tokio::time::Instant;
 
 use crate::cache::CachedClient;
+use crate::certificate;
 use crate::engine::Engine;
 use crate::limits::Refused;
 use crate::services::Try;
@@ -176,13 +177,13 @@ impl Contacts {
             return Err(ContactError::NotAuthorized);
         }
         // Nobody uses extra signatures, but what is there must be readable.
-        for certificate in record
+        for signed_by in record
             .signatures
             .iter()
             .flat_map(|signature| &signature.certificate)
         {
-            x509_parser::parse_x509_certificate(certificate).map_err(|error| {
-                ContactError::Failed(format!("a signature's certificate is unreadable: {error}"))
+            certificate::public_key(signed_by).ok_or_else(|| {
+                ContactError::Failed("a signature's certificate is unreadable".to_owned())
             })?;
         }
         let wire = wire::decode_contact(record.contact_data.clone()).map_err(|error| {
@@ -471,7 +472,7 @@ fn check_key(known: &CachedClient, peer: &Peer) -> Result<(), ContactError> {
 }
 
 /// Checks a message of an agent and sets what only the server may set.
-fn stamp(client: ClientId, message: &mut Message) -> Result<(), &'static str> {
+pub(crate) fn stamp(client: ClientId, message: &mut Message) -> Result<(), &'static str> {
     let destination = message.destination.as_ref().ok_or("no destination")?;
     if !destination.client_id.is_empty() {
         return Err("addressed to a client");

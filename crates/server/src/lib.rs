@@ -14,11 +14,15 @@
 //! * Memory grows with bytes received, never with sizes announced.
 
 pub mod config;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 
 mod admin;
 mod broadcasts;
 mod cache;
+mod certificate;
 mod contacts;
 mod engine;
 mod https;

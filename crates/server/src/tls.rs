@@ -15,6 +15,8 @@ use rustls::server::{NoServerSessionStorage, ServerConfig, ServerConnection};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
+use crate::certificate;
+
 /// A server certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -92,12 +94,12 @@ pub(crate) fn peer_identity(connection: &ServerConnection) -> Option<(ClientId, 
 
 /// Returns the client that a certificate names by its key.
 pub(crate) fn identity(certificate: &[u8]) -> Option<(ClientId, Bytes)> {
-    let key = public_key(certificate)?;
+    let key = certificate::public_key(certificate)?;
     Some((ClientId::from_public_key(key), Bytes::copy_from_slice(key)))
 }
 
-/// Takes the raw public key out of a certificate, whatever its dates say.
-fn public_key(certificate: &[u8]) -> Option<&[u8]> {
+/// Takes the key out of one of the server's own certificates and checks all of it.
+fn own_public_key(certificate: &[u8]) -> Option<&[u8]> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(certificate.tbs_certificate.subject_pki.raw)
 }
@@ -128,7 +130,7 @@ fn certified_key(
         .map(|(index, certificate)| {
             let damaged = TlsError::BadCertificate { number: index + 1 };
             match certificate {
-                Ok(certificate) if public_key(&certificate).is_some() => Ok(certificate),
+                Ok(certificate) if own_public_key(&certificate).is_some() => Ok(certificate),
                 _ => Err(damaged),
             }
         })
@@ -146,7 +148,7 @@ fn certified_key(
         .load_private_key(key)
         .map_err(TlsError::BadKey)?;
     if let Some(public) = key.public_key()
-        && public_key(leaf) != Some(&*public)
+        && own_public_key(leaf) != Some(&*public)
     {
         return Err(TlsError::OtherKey);
     }

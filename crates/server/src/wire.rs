@@ -2,7 +2,8 @@
 //!
 //! An empty element costs two bytes on the wire and hundreds once decoded. So
 //! the elements of all lists are counted first, and a list that no honest
-//! agent sends is refused while it is still bytes.
+//! agent sends is refused while it is still bytes. What is decoded takes at
+//! most 8 times its bytes and a constant; `crates/fuzz-targets` asserts it.
 
 use bytes::{Buf, Bytes};
 use fleethold_proto::fleetspeak::{ContactData, WrappedContactData};
@@ -17,6 +18,10 @@ pub(crate) const MOST_ELEMENTS: usize = 1_000;
 
 /// The most signatures of a contact, and the most certificates of each.
 const MOST_SIGNATURES: usize = 16;
+
+/// How many bytes each element beyond the first [`MOST_ELEMENTS`] must bring
+/// along on average: in memory it takes four times as many.
+const BYTES_PER_ELEMENT: usize = 32;
 
 /// Bytes that are no message, or one with a list that is too long.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +40,7 @@ pub(crate) fn decode_record(bytes: Bytes) -> Result<WrappedContactData, WireErro
     each_field(&bytes, |number, value| match number {
         2 => {
             count(&mut signatures, "signatures", MOST_SIGNATURES)?;
-            check_list(value, 1, "certificates", MOST_SIGNATURES)
+            check_lists(value, &[1], "certificates", MOST_SIGNATURES)
         }
         3 => count(&mut labels, "labels", MOST_ELEMENTS),
         _ => Ok(()),
@@ -45,11 +50,19 @@ pub(crate) fn decode_record(bytes: Bytes) -> Result<WrappedContactData, WireErro
 
 /// Decodes contact data.
 pub(crate) fn decode_contact(bytes: Bytes) -> Result<ContactData, WireError> {
-    let (mut messages, mut services) = (0, 0);
+    let (mut messages, mut services, mut annotations) = (0, 0, 0);
+    let most_annotations = most_in(&bytes);
     each_field(&bytes, |number, value| match number {
         2 => {
             count(&mut messages, "messages in one contact", MOST_MESSAGES)?;
-            check_message(value)
+            annotations += annotations_of(value)?;
+            if annotations > most_annotations {
+                return Err(WireError::TooMany {
+                    what: "annotations in a contact of this size",
+                    most: most_annotations,
+                });
+            }
+            Ok(())
         }
         6 => count(&mut services, "services with tokens", MOST_ELEMENTS),
         _ => Ok(()),
@@ -57,23 +70,30 @@ pub(crate) fn decode_contact(bytes: Bytes) -> Result<ContactData, WireError> {
     Ok(ContactData::decode(bytes)?)
 }
 
-/// Counts the elements of list `field` of a serialized message.
-pub(crate) fn check_list(
+/// Returns how many elements a message of these bytes may hold in all.
+fn most_in(bytes: &[u8]) -> usize {
+    MOST_ELEMENTS + bytes.len() / BYTES_PER_ELEMENT
+}
+
+/// Counts the elements of the lists `fields` of a serialized message.
+pub(crate) fn check_lists(
     bytes: &[u8],
-    field: u32,
+    fields: &[u32],
     what: &'static str,
     most: usize,
 ) -> Result<(), WireError> {
+    let most = most.min(most_in(bytes));
     let mut elements = 0;
     each_field(bytes, |number, _| {
-        if number == field {
+        if fields.contains(&number) {
             count(&mut elements, what, most)?;
         }
         Ok(())
     })
 }
 
-fn check_message(bytes: &[u8]) -> Result<(), WireError> {
+/// Counts the annotations and tags of one message.
+fn annotations_of(bytes: &[u8]) -> Result<usize, WireError> {
     // A part that is given twice is merged, so its elements add up.
     let mut elements = 0;
     each_field(bytes, |number, value| match number {
@@ -81,7 +101,8 @@ fn check_message(bytes: &[u8]) -> Result<(), WireError> {
             count(&mut elements, "annotations of one message", MOST_ELEMENTS)
         }),
         _ => Ok(()),
-    })
+    })?;
+    Ok(elements)
 }
 
 fn count(elements: &mut usize, what: &'static str, most: usize) -> Result<(), WireError> {
@@ -169,6 +190,34 @@ mod tests {
         };
         assert!(decode_contact(annotated(1_000).encode_to_vec().into()).is_ok());
         assert!(decode_contact(annotated(1_001).encode_to_vec().into()).is_err());
+    }
+
+    #[test]
+    fn elements_beyond_the_first_thousand_must_have_some_bytes() {
+        let annotated = |value: &str| ContactData {
+            messages: vec![
+                AgentMessage {
+                    annotations: Some(Annotations {
+                        entries: vec![
+                            Entry {
+                                value: value.to_owned(),
+                                ..Entry::default()
+                            };
+                            1_000
+                        ],
+                    }),
+                    ..AgentMessage::default()
+                };
+                50
+            ],
+            ..ContactData::default()
+        };
+        assert!(decode_contact(annotated("").encode_to_vec().into()).is_err());
+        assert!(decode_contact(annotated(&"x".repeat(40)).encode_to_vec().into()).is_ok());
+
+        let ids = |id: &[u8]| check_lists(&id.repeat(9_000), &[1], "ids", 10_000);
+        assert!(ids(b"\x0a\0").is_err());
+        assert!(ids(&[&b"\x0a\x20"[..], &[7; 32]].concat()).is_ok());
     }
 
     #[test]

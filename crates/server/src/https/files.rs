@@ -129,7 +129,7 @@ fn content(file: Arc<StoredFile>) -> Bytes {
 }
 
 /// Makes the answer for a file that exists: all of it, a part, or nothing new.
-fn reply(
+pub(super) fn reply(
     method: &Method,
     headers: &HeaderMap,
     modified: Option<SystemTime>,
@@ -230,7 +230,7 @@ fn requested_range(header: &[u8], total: usize) -> Requested {
 }
 
 /// Reads service and name from a path; agents encode both twice.
-fn file_of(path: &str) -> Option<(String, String)> {
+pub(super) fn file_of(path: &str) -> Option<(String, String)> {
     let path = percent_decoded(path)?;
     let mut parts = path.strip_prefix('/')?.split('/');
     let (Some("files"), Some(service), Some(name), None) =

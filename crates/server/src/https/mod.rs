@@ -10,6 +10,8 @@ mod body;
 mod connection;
 mod files;
 mod framing;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod message;
 mod reply;
 mod session;

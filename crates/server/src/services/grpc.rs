@@ -25,6 +25,14 @@ use self::connect::Connector;
 use self::target::Target;
 use super::{Service, ServiceConfigError, ServiceError};
 
+/// Reads a target for `crate::fuzzing`; returns its text form.
+#[cfg(feature = "fuzzing")]
+pub fn read_target(text: &str) -> Result<String, String> {
+    let target = Target::parse(text)?;
+    target.origin(true)?;
+    Ok(target.to_string())
+}
+
 /// The pauses between calls double from the first to the longest. Upstream
 /// waits 1, 2, 4 … s and so delays delivery after a short restart for long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

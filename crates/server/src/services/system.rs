@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{Service, ServiceError};
 use crate::cache::ClientCache;
 use crate::streams::Streams;
-use crate::wire::{MOST_ELEMENTS, check_list};
+use crate::wire::{MOST_ELEMENTS, check_lists};
 
 /// The name under which every server and every agent has this service.
 pub(crate) const NAME: &str = "system";
@@ -51,27 +51,52 @@ impl Service for SystemService {
             .map_or(&[][..], |source| &source.client_id);
         let client = ClientId::try_from(source)
             .map_err(|_| permanent("a message to `system` must come from a client"))?;
-        match message.message_type.as_str() {
-            "MessageAck" => {
-                let ack = payload_with_list(message, "message ids", MOST_ACKNOWLEDGED)?;
-                self.acknowledge(client, ack).await
-            }
-            "MessageError" => self.fail(client, payload(message)?).await,
-            "ClientInfo" => {
-                let info = payload_with_list(message, "labels", MOST_ELEMENTS)?;
-                self.update_labels(client, info).await
-            }
-            "ResourceUsage" => self.record_usage(client, payload(message)?).await,
-            "KillNotification" => {
-                let killed: KillNotification = payload(message)?;
+        match Report::read(message)? {
+            Report::Ack(ack) => self.acknowledge(client, ack).await,
+            Report::Error(report) => self.fail(client, report).await,
+            Report::Info(info) => self.update_labels(client, info).await,
+            Report::Usage(usage) => self.record_usage(client, usage).await,
+            Report::Killed(killed) => {
                 tracing::warn!(%client, service = killed.service, reason = ?killed.reason(), "agent killed a service");
                 Ok(())
             }
-            other => Err(permanent(format!(
-                "unknown message type `{}` for `system`",
-                fleethold_store::limits::cut_chars(other, 128)
-            ))),
         }
+    }
+}
+
+/// What agents tell the server.
+pub(crate) enum Report {
+    Ack(MessageAckData),
+    Error(MessageErrorData),
+    Info(ClientInfoData),
+    Usage(ResourceUsageData),
+    Killed(KillNotification),
+}
+
+impl Report {
+    /// Reads a message to `system`.
+    pub(crate) fn read(message: &Message) -> Result<Self, ServiceError> {
+        Ok(match message.message_type.as_str() {
+            "MessageAck" => Self::Ack(payload_with_lists(
+                message,
+                "message ids",
+                MOST_ACKNOWLEDGED,
+            )?),
+            "MessageError" => Self::Error(payload(message)?),
+            "ClientInfo" => Self::Info(payload_with_lists(
+                message,
+                "labels and services",
+                MOST_ELEMENTS,
+            )?),
+            "ResourceUsage" => Self::Usage(payload(message)?),
+            "KillNotification" => Self::Killed(payload(message)?),
+            other => {
+                return Err(permanent(format!(
+                    "unknown message type `{}` for `system`",
+                    fleethold_store::limits::cut_chars(other, 128)
+                )));
+            }
+        })
     }
 }
 
@@ -195,14 +220,15 @@ impl SystemService {
     }
 }
 
-/// Returns the payload of a message whose list, field 1, has no more elements than `most`.
-fn payload_with_list<M: prost::Message + Name + Default>(
+/// Returns the payload of a message whose lists, fields 1 and 2, have no more
+/// elements than `most`.
+fn payload_with_lists<M: prost::Message + Name + Default>(
     message: &Message,
     what: &'static str,
     most: usize,
 ) -> Result<M, ServiceError> {
     let data = message.data.as_ref().map_or(&[][..], |data| &data.value);
-    check_list(data, 1, what, most).map_err(|error| permanent(error.to_string()))?;
+    check_lists(data, &[1, 2], what, most).map_err(|error| permanent(error.to_string()))?;
     payload(message)
 }
 

@@ -1,6 +1,7 @@
 //! The gRPC targets that stock configurations name.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use http::Uri;
@@ -27,7 +28,9 @@ impl Target {
         }
         let address = text.strip_prefix("dns:///").unwrap_or(text);
         let parts = match address.strip_prefix('[') {
-            Some(rest) => rest.split_once("]:"),
+            Some(rest) => rest
+                .split_once("]:")
+                .filter(|(host, _)| host.parse::<Ipv6Addr>().is_ok()),
             None => address
                 .rsplit_once(':')
                 .filter(|(host, _)| !host.contains([':', '/'])),
@@ -120,6 +123,7 @@ mod tests {
             "::1",
             "::1:80",
             "[::1]",
+            "[a/b]:1",
             "unix:",
             "unix://",
             "http://localhost:1",
