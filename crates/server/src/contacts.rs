@@ -1,7 +1,7 @@
 //! What happens in a contact of an agent, whatever carries it: checks,
 //! enrolment, its messages, and messages for it (protocol specification section 3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use fleethold_proto::fleetspeak::{
     Address, ContactData as WireContact, Label, Message, MessageResult, WrappedContactData,
 };
 use fleethold_store::clock::timestamp;
-use fleethold_store::limits::check_name;
+use fleethold_store::limits::{check_name, fills_claim};
 use fleethold_store::{
     ClientData, ClientId, ContactData, ContactId, ErrorKind, MAX_PAYLOAD_BYTES, MessageId,
     ServiceLimits,
@@ -36,6 +36,10 @@ const STORE_RETRIES: [Duration; 4] = [
     Duration::from_millis(1_500),
     Duration::from_secs(3),
 ];
+
+/// How many of the latest messages handed out in a contact can be given back: more
+/// than stock agents accept before their services take some.
+const MOST_GIVEN_BACK: usize = 1_000;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -89,6 +93,8 @@ pub(crate) struct Contact {
     /// `None` until the agent has sent tokens: no limits.
     tokens: Mutex<Option<ServiceLimits>>,
     rekey_requested: AtomicBool,
+    /// The latest messages that were claimed for this contact.
+    claimed: Mutex<VecDeque<MessageId>>,
 }
 
 /// Messages for an agent.
@@ -166,6 +172,7 @@ impl Contacts {
             nonce,
             tokens: Mutex::new(tokens),
             rekey_requested: AtomicBool::new(false),
+            claimed: Mutex::default(),
         })
     }
 
@@ -306,9 +313,12 @@ impl Contact {
             .client_messages_for_processing(self.client, most, tokens.as_ref())
             .await
             .map_err(|error| failed(&error))?;
-        let more = messages.len() == MOST_MESSAGES;
+        self.note_claimed(&messages);
+        let more = messages.len() == MOST_MESSAGES || fills_claim(&messages);
         let more = self.use_tokens(&messages, tokens) || more;
-        messages.extend(engine.broadcasts.messages_for(self.client, &known).await);
+        let broadcasts = engine.broadcasts.messages_for(self.client, &known).await;
+        self.note_claimed(&broadcasts);
+        messages.extend(broadcasts);
         self.record_hand_out(&messages).await;
         Ok(Delivery {
             messages,
@@ -413,6 +423,37 @@ impl Contact {
         if let Err(error) = engine.store.set_message_results(&results).await {
             tracing::warn!(client = %self.client, error = %crate::chain(&error), "cannot finish a message that ends its agent");
         }
+    }
+
+    fn note_claimed(&self, messages: &[Message]) {
+        let mut claimed = self.claimed();
+        claimed.extend(messages.iter().filter_map(|message| {
+            let id = MessageId::try_from(&message.message_id[..]).ok();
+            id.filter(|_| !is_die(message))
+        }));
+        let older = claimed.len().saturating_sub(MOST_GIVEN_BACK);
+        claimed.drain(..older);
+    }
+
+    /// Gives back what was claimed for this contact and is not acknowledged, for
+    /// the agent's next contact: nobody knows what of it has arrived.
+    pub(crate) async fn give_back(&self) {
+        let claimed: Vec<_> = std::mem::take(&mut *self.claimed()).into();
+        if claimed.is_empty() {
+            return;
+        }
+        let engine = &*self.contacts.engine;
+        match engine.store.release_messages(self.client, &claimed).await {
+            // The agent may have another stream already.
+            Ok(()) => engine.streams.wake(self.client),
+            Err(error) => {
+                tracing::warn!(client = %self.client, error = %crate::chain(&error), "cannot give messages back; they wait for the end of their claim");
+            }
+        }
+    }
+
+    fn claimed(&self) -> std::sync::MutexGuard<'_, VecDeque<MessageId>> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tokens(&self) -> std::sync::MutexGuard<'_, Option<ServiceLimits>> {

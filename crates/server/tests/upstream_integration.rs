@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use agent::{Agent, Authority, get, message, soon};
+use agent::{Agent, Authority, acknowledgement, get, message, soon};
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::grpcservice::processor_server::{Processor, ProcessorServer};
 use fleethold_proto::fleetspeak::server::admin_client::AdminClient;
@@ -15,7 +15,7 @@ use fleethold_proto::fleetspeak::server::{
     BlacklistClientRequest, Broadcast, CreateBroadcastRequest, ServiceConfig,
 };
 use fleethold_proto::fleetspeak::{
-    Address, ContactData, EmptyMessage, Label, Message, MessageAckData, grpcservice,
+    Address, ContactData, EmptyMessage, Label, Message, grpcservice,
 };
 use fleethold_proto::{Any, pack};
 use fleethold_server::{AdminConfig, AgentsConfig, Config, Server};
@@ -320,20 +320,9 @@ async fn poll_and_obey(agent: Agent, done: watch::Sender<Done>) {
                 }
                 other => panic!("unexpected {other}"),
             }
-            outbox.push(acknowledgement(&order));
+            outbox.push(acknowledgement(&order.message_id));
             done.send_modify(|done| done.orders += 1);
         }
-    }
-}
-
-fn acknowledgement(of: &Message) -> Message {
-    Message {
-        source_message_id: of.message_id.clone(),
-        message_type: "MessageAck".to_owned(),
-        data: Some(pack(&MessageAckData {
-            message_ids: vec![of.message_id.clone()],
-        })),
-        ..message("system", 0)
     }
 }
 
@@ -356,7 +345,7 @@ async fn poll_and_rekey(mut agent: Agent, new: Agent, rekeyed: watch::Sender<BTr
         for request in received {
             assert_eq!(request.message_type, "RekeyRequest");
             agent = new.clone();
-            outbox.push(acknowledgement(&request));
+            outbox.push(acknowledgement(&request.message_id));
         }
     }
 }

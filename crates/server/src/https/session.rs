@@ -42,6 +42,9 @@ const REKEY_TIME: Duration = Duration::from_secs(1);
 /// How long records that were received may be processed after the end.
 const OVERRUN: Duration = Duration::from_secs(15);
 
+/// How long a broken stream waits for the store to take its messages back.
+const GIVE_BACK_LIMIT: Duration = Duration::from_secs(5);
+
 /// The longest pause before messages are fetched again after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -81,6 +84,9 @@ pub(super) struct Session {
     /// Fetched and not yet in a frame.
     messages: VecDeque<Message>,
     sending: Sending,
+    asked_to_leave: bool,
+    /// The agent was gone before it took all frames.
+    lost: bool,
     done_sending_at: Instant,
     end_at: Instant,
     /// Set when no more records are read: the latest end of the session.
@@ -144,6 +150,8 @@ impl Session {
             failed_fetches: 0,
             messages: VecDeque::new(),
             sending: Sending::Open,
+            asked_to_leave: false,
+            lost: false,
             done_sending_at,
             end_at,
             finish_by: None,
@@ -171,7 +179,31 @@ impl Session {
             reason = self.exchange(&mut records) => reason,
             () = abort.cancelled() => EndReason::Stop,
         };
+        drop(records);
+        if !self.agent_has_all(&reason) {
+            let give_back = Box::pin(self.give_back());
+            if tokio::time::timeout(GIVE_BACK_LIMIT, give_back)
+                .await
+                .is_err()
+            {
+                tracing::warn!(%client, "gave no messages back; they wait for the end of their claim");
+            }
+        }
         tracing::debug!(%client, records = self.accepted, %reason, "a stream ended");
+    }
+
+    /// Returns whether everything that was claimed reached the agent: it waits
+    /// for the end of the messages before it leaves a stream that asks it to.
+    fn agent_has_all(&self, reason: &EndReason) -> bool {
+        self.asked_to_leave && !self.lost && matches!(reason, EndReason::Agent)
+    }
+
+    async fn give_back(&mut self) {
+        // Dropped, it might have claimed already.
+        if let Some(fetch) = self.fetch.take() {
+            drop(fetch.await);
+        }
+        self.contact.give_back().await;
     }
 
     async fn exchange<B>(&mut self, records: &mut RecordReader<B>) -> EndReason
@@ -207,6 +239,7 @@ impl Session {
                 Event::AgentGone => {
                     // What it has sent is processed, though nobody will hear of it.
                     self.finish();
+                    self.lost |= !self.outbox.is_empty() || !self.messages.is_empty();
                     self.outbox.clear();
                     self.messages.clear();
                 }
@@ -272,6 +305,7 @@ impl Session {
             self.push(frame);
         } else if self.sending == Sending::Closing && self.fetch.is_none() {
             self.sending = Sending::Done;
+            self.asked_to_leave = true;
             self.push(framing::done_sending());
         } else if self.may_fetch() && self.fetch_at.is_some_and(|at| at <= Instant::now()) {
             let contact = Arc::clone(&self.contact);

@@ -146,6 +146,35 @@ async fn p_076_and_077_stream_winds_down_and_ends_when_its_time_is_over() {
 }
 
 #[tokio::test]
+async fn stream_that_is_left_when_asked_keeps_its_messages_and_one_that_is_not_gives_them_back() {
+    let bed = Bed::with(|options, _| {
+        options.stream_lifetime = Duration::from_millis(600)..Duration::from_millis(600);
+        options.done_sending_before_end = Duration::from_millis(400);
+    })
+    .await;
+    for options in both_versions() {
+        for leaves in [true, false] {
+            let agent = bed.agent();
+            let mut stream = agent.stream(options.clone()).await;
+            bed.send(agent.id, 1, 0).await;
+            assert_eq!(stream.frame().await.unwrap().messages.len(), 1);
+            assert!(stream.frame().await.unwrap().done_sending);
+            if !leaves {
+                assert!(stream.frame().await.is_none(), "its time is over");
+            }
+            drop(stream);
+            bed.until_nothing_runs().await;
+            let due = bed
+                .store
+                .client_messages_for_processing(agent.id, 10, None)
+                .await
+                .unwrap();
+            assert_eq!(due.len(), usize::from(!leaves));
+        }
+    }
+}
+
+#[tokio::test]
 async fn p_012_silent_connections_are_closed_and_delay_nobody() {
     let bed = Bed::with(|_, limits| {
         limits.handshake_timeout = Duration::from_secs(1);

@@ -17,7 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleethold_proto::fleetspeak::{Address, ContactData, Message, WrappedContactData};
+use fleethold_proto::fleetspeak::{
+    Address, ContactData, Message, MessageAckData, WrappedContactData,
+};
+use fleethold_proto::pack;
 use fleethold_store::ClientId;
 use http::header::HOST;
 use http::{Request, Response, StatusCode, Version};
@@ -368,5 +371,17 @@ pub(crate) fn message(to: &str, number: u32) -> Message {
         }),
         message_type: "greeting".to_owned(),
         ..Message::default()
+    }
+}
+
+/// Makes an agent's acknowledgement of the message with this id.
+pub(crate) fn acknowledgement(of: &Bytes) -> Message {
+    Message {
+        source_message_id: of.clone(),
+        message_type: "MessageAck".to_owned(),
+        data: Some(pack(&MessageAckData {
+            message_ids: vec![of.clone()],
+        })),
+        ..message("system", 0)
     }
 }

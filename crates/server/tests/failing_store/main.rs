@@ -9,10 +9,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::{Agent, Authority, StreamOptions, message, post};
+use agent::{Agent, Authority, StreamOptions, acknowledgement, message, post};
 use fleethold_proto::fleetspeak::server::ServiceConfig;
-use fleethold_proto::fleetspeak::{Address, ContactData, Message, MessageAckData};
-use fleethold_proto::pack;
+use fleethold_proto::fleetspeak::{Address, ContactData, Message};
 use fleethold_server::{AgentsConfig, Config, Server};
 use fleethold_store::clock::timestamp;
 use fleethold_store::{
@@ -285,11 +284,8 @@ async fn p_048_message_with_a_temporary_error_is_tried_again_after_60_and_66_sec
     let sent = bed.store_message_for(agent.id).await;
     agent.poll(&ContactData::default()).await;
     let ack = Message {
-        message_type: "MessageAck".to_owned(),
-        data: Some(pack(&MessageAckData {
-            message_ids: vec![sent.to_bytes()],
-        })),
-        ..message("system", 1)
+        source_message_id: message("system", 1).source_message_id,
+        ..acknowledgement(&sent.to_bytes())
     };
     bed.fail(&[fault("get_messages", ErrorKind::Transient, false); 2]);
     agent

@@ -13,7 +13,8 @@ use prost::Message as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::agent::{
-    Agent, AgentStream, Authority, MAGIC, StreamOptions, message, post, request, soon,
+    Agent, AgentStream, Authority, MAGIC, StreamOptions, acknowledgement, message, post, request,
+    soon,
 };
 use crate::bed::Bed;
 
@@ -348,4 +349,36 @@ async fn p_123_stream_of_a_blacklisted_client_is_wound_down() {
         .collect();
     assert_eq!(types, ["RekeyRequest"]);
     assert!(stream.frame().await.unwrap().done_sending);
+}
+
+#[tokio::test]
+async fn messages_of_a_broken_stream_go_to_the_next_one_unless_they_are_acknowledged() {
+    let bed = Bed::start().await;
+    let mut admin = bed.admin().await;
+    for options in all_options() {
+        let about = format!("{options:?}");
+        let agent = bed.agent();
+        let mut stream = agent.stream(options).await;
+        let mut given = Vec::new();
+        for number in 1..=3 {
+            let message = bed.message_for(agent.id, number);
+            given.push(message.message_id.clone());
+            admin.insert_message(message).await.unwrap();
+            assert_eq!(numbers(&stream.frame().await.unwrap()), [number]);
+        }
+        stream.send_contact(&ContactData {
+            messages: vec![acknowledgement(&given[1])],
+            ..ContactData::default()
+        });
+        assert_eq!(stream.acks(1).await, [1], "{about}");
+        let mut next = agent.stream(StreamOptions::default()).await;
+        assert!(
+            next.first.messages.is_empty(),
+            "the messages are the older stream's: {about}"
+        );
+        drop(stream);
+        let mut found = numbers(&next.frame().await.unwrap());
+        found.sort_unstable();
+        assert_eq!(found, [1, 3], "{about}");
+    }
 }
