@@ -19,8 +19,7 @@ use crate::migrate;
 /// * The log is written back in the commit that makes it longer than 4,000
 ///   pages (16 MiB), and starts anew as soon as no reader is in the old one.
 ///   Reads are short, so it stays near that size under load as well. With
-///   1,000 pages, SQLite's default, random pages are written back more often:
-///   60,000 against 45,000 rows/s were measured on two cores on 2026-11-22.
+///   1,000 pages, SQLite's default, random pages are written back more often.
 /// * Temporary structures in memory: a savepoint that touches more than 16
 ///   pages would open a file otherwise, once per call in a batch.
 /// * One process only: see [`Lock`]. The timeout covers the moments in which
