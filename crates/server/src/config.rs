@@ -4,6 +4,7 @@
 //! the stock server, unchanged, and refuses what would make this server behave differently from what they ask for.
 
 mod error;
+mod frontend;
 mod services;
 mod syntax;
 #[cfg(test)]
@@ -13,11 +14,13 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use fleethold_proto::fleetspeak::components::{self, frontend_config::FrontendMode};
+use fleethold_proto::fleetspeak::components;
 use fleethold_proto::fleetspeak::server::{ServerConfig, ServiceConfig};
 use fleethold_proto::text;
 
 pub use error::ConfigError;
+pub use frontend::{Frontend, XfccElement, default_trusted_proxies};
+pub use ipnet::IpNet;
 
 use crate::limits::Limits;
 use crate::tls::{self, TlsError};
@@ -62,7 +65,7 @@ pub struct Config {
 pub struct AgentsConfig {
     /// Where to listen: `host:port`, `:port`, `ip:port` or `[v6]:port`; port 0 lets the system choose.
     pub listen: String,
-    /// The server's certificate in PEM, the leaf first, then its chain.
+    /// The server's certificate in PEM, the leaf first, then its chain; not used without TLS.
     pub certificates_pem: String,
     /// The key of the leaf in PEM: SEC1, PKCS#1 or PKCS#8.
     pub key_pem: String,
@@ -70,6 +73,12 @@ pub struct AgentsConfig {
     pub streaming: bool,
     /// Whether a file download needs the label that contacts need.
     pub authorize_files: bool,
+    /// How clients are recognized.
+    pub frontend: Frontend,
+    /// Whether connections may begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// Who may say whom it connects for, by headers or the PROXY protocol.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// Where the admin interface listens.
@@ -127,14 +136,24 @@ impl Config {
                     "write `listen_address: \":443\"` in `https_config`",
                 )
             })?;
-            check_certificate(&https.certificates, &https.key)
-                .map_err(|(field, problem, hint)| invalid(field, problem, hint))?;
+            let mode = https.frontend_config.as_ref();
+            let mode = mode.and_then(|frontend| frontend.frontend_mode.as_ref());
+            let frontend = Frontend::from_upstream(mode).map_err(|(field, problem, hint)| {
+                ConfigError::invalid(components.path, field, problem, hint)
+            })?;
+            if frontend.has_tls() {
+                check_certificate(&https.certificates, &https.key)
+                    .map_err(|(field, problem, hint)| invalid(field, problem, hint))?;
+            }
             config.agents = Some(AgentsConfig {
                 listen: https.listen_address,
                 certificates_pem: https.certificates,
                 key_pem: https.key,
                 streaming: !https.disable_streaming,
                 authorize_files: https.enable_file_server_authorization,
+                frontend,
+                proxy_protocol: file.proxy_protocol,
+                ..AgentsConfig::default()
             });
         }
         if let Some(admin) = file.admin_config {
@@ -228,6 +247,21 @@ impl Default for Config {
     }
 }
 
+impl Default for AgentsConfig {
+    fn default() -> Self {
+        Self {
+            listen: String::new(),
+            certificates_pem: String::new(),
+            key_pem: String::new(),
+            streaming: true,
+            authorize_files: false,
+            frontend: Frontend::default(),
+            proxy_protocol: false,
+            trusted_proxies: default_trusted_proxies(),
+        }
+    }
+}
+
 impl fmt::Debug for AgentsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The key stays out of logs.
@@ -235,6 +269,9 @@ impl fmt::Debug for AgentsConfig {
             .field("listen", &self.listen)
             .field("streaming", &self.streaming)
             .field("authorize_files", &self.authorize_files)
+            .field("frontend", &self.frontend)
+            .field("proxy_protocol", &self.proxy_protocol)
+            .field("trusted_proxies", &self.trusted_proxies)
             .finish_non_exhaustive()
     }
 }
@@ -300,37 +337,9 @@ fn parse<M: prost::Message + prost::Name + Default>(
 
 /// Refuses settings that would make this server less safe or different in silence if it ignored them.
 fn refuse_unsupported(file: &components::Config, path: &Path) -> Result<(), ConfigError> {
-    let refuse = |field: &str, hint| Err(ConfigError::unsupported(path, field, hint));
-    let mode = file
-        .https_config
-        .as_ref()
-        .and_then(|https| https.frontend_config.as_ref())
-        .and_then(|frontend| frontend.frontend_mode.as_ref());
-    let mode = match mode {
-        None | Some(FrontendMode::MtlsConfig(_)) => None,
-        Some(FrontendMode::HttpsHeaderConfig(_)) => Some("https_header_config"),
-        Some(FrontendMode::HttpsHeaderChecksumConfig(_)) => Some("https_header_checksum_config"),
-        Some(FrontendMode::CleartextHeaderConfig(_)) => Some("cleartext_header_config"),
-        Some(FrontendMode::CleartextHeaderChecksumConfig(_)) => {
-            Some("cleartext_header_checksum_config")
-        }
-        Some(FrontendMode::CleartextXfccConfig(_)) => Some("cleartext_xfcc_config"),
-    };
-    if let Some(mode) = mode {
-        let field = format!("https_config.frontend_config.{mode}");
-        return refuse(
-            &field,
-            "remove it, or write `mtls_config {}`, and let agents connect directly",
-        );
-    }
-    if file.proxy_protocol {
-        return refuse(
-            "proxy_protocol",
-            "remove it and let agents connect directly",
-        );
-    }
     if file.spanner_config.is_some() {
-        return refuse("spanner_config", "remove it and choose another store");
+        let hint = "remove it and choose another store";
+        return Err(ConfigError::unsupported(path, "spanner_config", hint));
     }
     Ok(())
 }

@@ -99,7 +99,13 @@ impl Server {
         // All that can fail comes before anything runs.
         let mut agents = None;
         if let Some(config) = &config.agents {
-            let tls = tls::server_config(&config.certificates_pem, &config.key_pem)?;
+            let tls = match config.frontend.has_tls() {
+                true => Some(tls::server_config(
+                    &config.certificates_pem,
+                    &config.key_pem,
+                )?),
+                false => None,
+            };
             let (address, listener) = listen(&config.listen, "agents").await?;
             agents = Some((address, listener, tls, config));
         }
@@ -117,7 +123,10 @@ impl Server {
             let options = https::Options {
                 streaming: config.streaming,
                 authorize_files: config.authorize_files,
-                ..https::Options::new(Arc::new(tls))
+                frontend: config.frontend.clone(),
+                proxy_protocol: config.proxy_protocol,
+                trusted_proxies: config.trusted_proxies.clone(),
+                ..https::Options::new(tls.map(Arc::new))
             };
             let server = AgentServer::start(listener, options, Arc::new(contacts));
             (address, server)

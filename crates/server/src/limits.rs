@@ -6,12 +6,14 @@
 //! concerns only who caused it.
 
 mod agents;
+mod notice;
 mod rate;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(crate) use agents::{Agents, Held};
+pub(crate) use notice::Notice;
 pub(crate) use rate::Rate;
 
 /// The clients a server expects unless it is told otherwise.

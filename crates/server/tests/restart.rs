@@ -34,8 +34,7 @@ impl Run {
                 listen: "127.0.0.1:0".to_owned(),
                 certificates_pem: authority.certificates_pem.clone(),
                 key_pem: authority.key_pem.clone(),
-                streaming: true,
-                authorize_files: false,
+                ..AgentsConfig::default()
             }),
             broadcast_poll: Duration::from_secs(1),
             ..Config::default()

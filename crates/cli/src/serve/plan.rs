@@ -111,8 +111,7 @@ impl Plan {
                 listen: args.listen.clone(),
                 certificates_pem: certificates.server_pem,
                 key_pem: certificates.server_key_pem,
-                streaming: true,
-                authorize_files: false,
+                ..AgentsConfig::default()
             }),
             admin: Some(AdminConfig {
                 listen: args.admin_listen,

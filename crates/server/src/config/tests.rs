@@ -156,6 +156,55 @@ fn frontend_and_admin_may_be_in_different_processes() {
 }
 
 #[test]
+fn p_213_every_frontend_mode_is_read_and_cleartext_needs_no_certificate() {
+    let name = http::HeaderName::from_static;
+    let header = |tls, checksum: bool| Frontend::Header {
+        tls,
+        certificate: name("x-cert"),
+        checksum: checksum.then(|| name("x-sum")),
+    };
+    let xfcc = Frontend::Xfcc {
+        header: name("x-cert"),
+        element: XfccElement::First,
+    };
+    const CERT: &str = "client_certificate_header: 'X-Cert'";
+    const SUM: &str = "client_certificate_checksum_header: 'X-Sum'";
+    for (mode, expected) in [
+        (
+            format!("https_header_config {{ {CERT} }}"),
+            header(true, false),
+        ),
+        (
+            format!("https_header_checksum_config {{ {CERT} {SUM} }}"),
+            header(true, true),
+        ),
+        (
+            format!("cleartext_header_config {{ {CERT} }}"),
+            header(false, false),
+        ),
+        (
+            format!("cleartext_header_checksum_config {{ {CERT} {SUM} }}"),
+            header(false, true),
+        ),
+        (format!("cleartext_xfcc_config {{ {CERT} }}"), xfcc),
+    ] {
+        let mode = format!("frontend_config {{ {mode} }}");
+        let https = match expected.has_tls() {
+            true => Pems::new().https(":1", &mode),
+            false => format!("https_config {{ listen_address: ':1' {mode} }}"),
+        };
+        let config = from_components(&format!("{https} proxy_protocol: true"))
+            .unwrap()
+            .config;
+        assert_eq!(config.warnings, Vec::<String>::new());
+        let agents = config.agents.unwrap();
+        assert_eq!(agents.frontend, expected);
+        assert!(agents.proxy_protocol);
+        assert_eq!(agents.trusted_proxies, default_trusted_proxies());
+    }
+}
+
+#[test]
 fn malformed_text_is_refused_with_file_line_and_column() {
     let error = from_components("required_label: \"x\"\nrequired_lable: \"y\"\n").unwrap_err();
     let text = chain(&error);
@@ -272,26 +321,34 @@ fn wrong_fields_are_refused_with_file_field_and_advice() {
             "field `admin_config.listen_address` `a:b` has no number as port",
         ),
         (
-            "proxy_protocol: true".into(),
-            "field `proxy_protocol` is not supported",
-        ),
-        (
             "spanner_config { project_id: 'p' }".into(),
             "field `spanner_config` is not supported",
         ),
         (
-            pems.https(
-                ":1",
-                "frontend_config { cleartext_xfcc_config { client_certificate_header: 'x' } }",
-            ),
-            "field `https_config.frontend_config.cleartext_xfcc_config` is not supported",
+            "https_config { listen_address: ':1' frontend_config { cleartext_xfcc_config {} } }".into(),
+            "field `https_config.frontend_config.cleartext_xfcc_config.client_certificate_header` is missing",
         ),
         (
             pems.https(
                 ":1",
-                "frontend_config { https_header_config { client_certificate_header: 'x' } }",
+                "frontend_config { https_header_checksum_config { client_certificate_header: 'x' } }",
             ),
-            "field `https_config.frontend_config.https_header_config` is not supported",
+            "field `https_config.frontend_config.https_header_checksum_config.client_certificate_checksum_header` is missing",
+        ),
+        (
+            pems.https(
+                ":1",
+                "frontend_config { https_header_config { client_certificate_header: 'a b' } }",
+            ),
+            "field `https_config.frontend_config.https_header_config.client_certificate_header` `a b` is not the name of a header",
+        ),
+        (
+            "https_config { listen_address: ':1' frontend_config { https_header_config { client_certificate_header: 'x' } } }".into(),
+            "field `https_config.certificates` is missing",
+        ),
+        (
+            "https_config { frontend_config { cleartext_header_config { client_certificate_header: 'x' } } }".into(),
+            "field `https_config.listen_address` is missing",
         ),
     ] {
         let error = from_components(&text).unwrap_err();

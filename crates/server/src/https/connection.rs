@@ -6,23 +6,25 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fleethold_store::ClientId;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, Sleep};
-use tokio_rustls::server::TlsStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::activity::{Activity, IdleLimits, Verdict};
+use super::identity::{self, Unidentified};
+use super::proxy::{self, Start};
 use super::reply::{TiedBody, answer};
+use super::transport::{Transport, WriteLimit};
 use super::{Shared, TcpStream};
 use crate::limits::Refused;
 use crate::tls;
@@ -52,9 +54,17 @@ const LINGER_BYTES: u64 = 256 * 1024;
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) addr: SocketAddr,
-    /// The client and its key, if it presented exactly one certificate.
-    pub(super) identity: Option<(ClientId, Bytes)>,
+    /// The client and its key, if it presented exactly one certificate to us.
+    handshake: Option<(ClientId, Bytes)>,
     pub(super) activity: Arc<Activity>,
+}
+
+impl Connection {
+    /// Returns the client that a request with these headers is from, and its key.
+    pub(super) fn identify(&self, headers: &HeaderMap) -> Result<(ClientId, Bytes), Unidentified> {
+        let frontend = &self.shared.options.frontend;
+        identity::identify(frontend, self.handshake.as_ref(), headers)
+    }
 }
 
 /// Serves a connection to its end.
@@ -71,8 +81,8 @@ pub(super) async fn serve(tcp: TcpStream, addr: SocketAddr, shared: Arc<Shared>)
 }
 
 async fn handshake_and_serve(
-    tcp: TcpStream,
-    addr: SocketAddr,
+    mut tcp: TcpStream,
+    peer: SocketAddr,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
     // Acks and messages are small and urgent.
@@ -80,70 +90,130 @@ async fn handshake_and_serve(
     // A machine that was switched off leaves its connection behind.
     SockRef::from(&tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     let limits = shared.limits();
+    let trusted = shared.options.trusts(peer.ip());
+    if shared.options.frontend.believes_headers() && !trusted {
+        refuse_untrusted(&shared, peer, "name clients in headers");
+        return Ok(());
+    }
+    let (addr, early) = match shared.options.proxy_protocol {
+        true => match source(&mut tcp, peer, trusted, &shared).await? {
+            Some(source) => source,
+            None => return Ok(()),
+        },
+        false => (peer, Bytes::new()),
+    };
+    let tcp = WriteLimit::new(tcp, early, limits.write_timeout);
     let idle_limits = IdleLimits {
         first: limits.header_timeout,
         between: limits.idle_timeout,
     };
-    let tcp = WriteLimit::new(tcp, limits.write_timeout);
+    let connection = |handshake, shared| {
+        Arc::new(Connection {
+            shared,
+            addr,
+            handshake,
+            activity: Arc::new(Activity::new(idle_limits)),
+        })
+    };
+    let Some(acceptor) = &shared.acceptor else {
+        return Box::pin(serve_http1(tcp, connection(None, shared))).await;
+    };
     let Ok(permit) = shared.handshakes.try_acquire() else {
         shared.refused(Refused::Handshakes);
         return Ok(());
     };
     // Boxed: a handshake needs much more than the connection that follows.
-    let handshake = Box::pin(shared.acceptor.accept(tcp));
+    let handshake = Box::pin(acceptor.accept(tcp));
     let tls = tokio::select! {
         tls = tokio::time::timeout(limits.handshake_timeout, handshake) => match tls {
             Ok(tls) => tls?,
             Err(_) => {
                 shared.refused(Refused::HandshakeTime);
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));
+                return Err(too_slow("the handshake took too long"));
             }
         },
         () = shared.phases.drain.cancelled() => return Ok(()),
     };
     drop(permit);
     let (_, session) = tls.get_ref();
-    let connection = Arc::new(Connection {
-        addr,
-        identity: tls::peer_identity(session),
-        activity: Arc::new(Activity::new(idle_limits)),
-        shared,
-    });
+    let connection = connection(tls::peer_identity(session), shared);
     match session.alpn_protocol() {
         Some(b"h2") => Box::pin(serve_http2(tls, connection)).await,
         _ => Box::pin(serve_http1(tls, connection)).await,
     }
 }
 
-async fn serve_http1(
-    tls: TlsStream<WriteLimit<TcpStream>>,
-    connection: Arc<Connection>,
-) -> io::Result<()> {
+/// Returns where a connection comes from, by its PROXY header if it has one,
+/// and what was read behind that; `None` if it must not say so.
+async fn source(
+    tcp: &mut TcpStream,
+    peer: SocketAddr,
+    trusted: bool,
+    shared: &Shared,
+) -> io::Result<Option<(SocketAddr, Bytes)>> {
+    let start = tokio::select! {
+        start = tokio::time::timeout(shared.limits().handshake_timeout, proxy::read_start(tcp)) => start,
+        () = shared.phases.drain.cancelled() => return Ok(None),
+    };
+    let start = start.map_err(|_| {
+        shared.refused(Refused::HandshakeTime);
+        too_slow("the PROXY header, or what stands there instead, took too long")
+    })?;
+    let (start, rest) = start.map_err(|error| {
+        shared.refused(Refused::ProxyHeader);
+        io::Error::other(error)
+    })?;
+    let addr = match start {
+        Start::Direct => peer,
+        _ if !trusted => {
+            refuse_untrusted(shared, peer, "use the PROXY protocol");
+            return Ok(None);
+        }
+        Start::Local => peer,
+        Start::From(addr) => addr,
+    };
+    Ok(Some((addr, rest)))
+}
+
+/// Notes that a peer claimed what only proxies may.
+fn refuse_untrusted(shared: &Shared, peer: SocketAddr, what: &str) {
+    shared.refused(Refused::UntrustedPeer);
+    if let Some(more) = shared.untrusted.due(Instant::now()) {
+        tracing::warn!(
+            %peer,
+            more,
+            "closed a connection: this peer may not {what}; if it is your proxy, allow it with --trusted-proxy"
+        );
+    }
+}
+
+fn too_slow(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
+}
+
+async fn serve_http1<T: Transport>(stream: T, connection: Arc<Connection>) -> io::Result<()> {
     let mut http = http1::Builder::new()
         .max_buf_size(HEADER_BYTES)
         .max_headers(HEADER_LINES)
         // Time limits are kept by `drive`.
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(tls), service(Arc::clone(&connection)));
+        .serve_connection(TokioIo::new(stream), service(Arc::clone(&connection)));
     if !drive(&mut http, &connection).await? {
         return Ok(());
     }
-    let mut tls = http.into_parts().io.into_inner();
+    let mut stream = http.into_parts().io.into_inner();
     // The answer to a body that was not read would be lost if the rest of the
     // body met a closed socket.
     let _may_fail = tokio::time::timeout(CLOSING_LIMIT, async {
-        tls.shutdown().await?;
-        let (tcp, _) = tls.get_mut();
+        stream.shutdown().await?;
+        let tcp = stream.tcp();
         tokio::io::copy(&mut tcp.take(LINGER_BYTES), &mut tokio::io::sink()).await
     })
     .await;
     Ok(())
 }
 
-async fn serve_http2(
-    tls: TlsStream<WriteLimit<TcpStream>>,
-    connection: Arc<Connection>,
-) -> io::Result<()> {
+async fn serve_http2<T: Transport>(stream: T, connection: Arc<Connection>) -> io::Result<()> {
     let executor = Executor(Arc::clone(&connection.shared));
     let mut http = http2::Builder::new(executor)
         .timer(TokioTimer::new())
@@ -154,7 +224,7 @@ async fn serve_http2(
         .max_send_buf_size(HEADER_BYTES)
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20))
-        .serve_connection(TokioIo::new(tls), service(Arc::clone(&connection)));
+        .serve_connection(TokioIo::new(stream), service(Arc::clone(&connection)));
     drive(&mut http, &connection).await?;
     Ok(())
 }
@@ -182,8 +252,9 @@ trait Http {
     fn finish(&mut self);
 }
 
-impl<S> Http for http1::Connection<TokioIo<TlsStream<WriteLimit<TcpStream>>>, S>
+impl<T, S> Http for http1::Connection<TokioIo<T>, S>
 where
+    T: Transport,
     S: hyper::service::HttpService<
             Incoming,
             ResBody = TiedBody,
@@ -200,8 +271,9 @@ where
     }
 }
 
-impl<S> Http for http2::Connection<TokioIo<TlsStream<WriteLimit<TcpStream>>>, S, Executor>
+impl<T, S> Http for http2::Connection<TokioIo<T>, S, Executor>
 where
+    T: Transport,
     S: hyper::service::HttpService<
             Incoming,
             ResBody = TiedBody,
@@ -279,85 +351,5 @@ where
                 () = abort.cancelled() => {}
             }
         });
-    }
-}
-
-/// Fails when the peer accepts nothing of what is written to it for a while.
-struct WriteLimit<T> {
-    stream: T,
-    limit: Duration,
-    /// Runs while a write waits.
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl<T> WriteLimit<T> {
-    fn new(stream: T, limit: Duration) -> Self {
-        Self {
-            stream,
-            limit,
-            timer: None,
-        }
-    }
-
-    fn check<R>(
-        &mut self,
-        result: Poll<io::Result<R>>,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<R>> {
-        if result.is_ready() {
-            self.timer = None;
-            return result;
-        }
-        let limit = self.limit;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        ready!(timer.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the peer takes no data",
-        )))
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for WriteLimit<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for WriteLimit<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.check(result, context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.check(result, context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -16,6 +16,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 
 use super::connection::Connection;
+use super::percent;
 use super::reply::{Refusal, Reply, nothing, octets};
 
 /// Each label of an agent, in a header line of its own.
@@ -45,7 +46,8 @@ pub(super) async fn serve(
             .iter()
             .map(|label| String::from_utf8_lossy(label.as_bytes()).into_owned())
             .collect();
-        if connection.identity.is_none() || !shared.contacts.file_allowed(&labels) {
+        if connection.identify(request.headers()).is_err() || !shared.contacts.file_allowed(&labels)
+        {
             return Err(Refusal::new(StatusCode::UNAUTHORIZED, "not authorized"));
         }
     }
@@ -231,27 +233,14 @@ fn requested_range(header: &[u8], total: usize) -> Requested {
 
 /// Reads service and name from a path; agents encode both twice.
 pub(super) fn file_of(path: &str) -> Option<(String, String)> {
-    let path = percent_decoded(path)?;
+    let path = percent::decoded(path)?;
     let mut parts = path.strip_prefix('/')?.split('/');
     let (Some("files"), Some(service), Some(name), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
         return None;
     };
-    Some((percent_decoded(service)?, percent_decoded(name)?))
-}
-
-/// Decodes a percent-encoded text; `None` for a malformed one.
-fn percent_decoded(text: &str) -> Option<String> {
-    let well_formed = text.split('%').skip(1).all(|after| {
-        let digits = after.as_bytes().get(..2);
-        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    });
-    if !well_formed {
-        return None;
-    }
-    let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
-    decoded.ok().map(|text| text.into_owned())
+    Some((percent::decoded(service)?, percent::decoded(name)?))
 }
 
 #[cfg(test)]

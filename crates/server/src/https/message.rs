@@ -30,7 +30,7 @@ pub(super) async fn poll(
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     let announced = announced_length(request.headers())?;
-    let peer = peer(connection)?;
+    let peer = peer(connection, request.headers())?;
     let encoding = Encoding::of(request.headers())?;
     let client = peer.client;
 

@@ -12,14 +12,20 @@ mod files;
 mod framing;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod identity;
 mod message;
+mod percent;
+mod proxy;
 mod reply;
 mod session;
 mod streaming;
 #[cfg(test)]
 mod tests;
+mod transport;
+mod xfcc;
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +38,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::body::Budget;
+use crate::config::{Frontend, IpNet, default_trusted_proxies};
 use crate::contacts::Contacts;
-use crate::limits::{Gate, Limits, Rate, Refused};
+use crate::limits::{Gate, Limits, Notice, Rate, Refused};
 
 /// The most bytes of a poll or of a stream's record, decompressed.
 const MOST_CONTACT_BYTES: usize = 20 * 1024 * 1024;
@@ -46,7 +53,14 @@ const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration
 
 /// How the port for agents behaves.
 pub(crate) struct Options {
-    pub(crate) tls: Arc<rustls::ServerConfig>,
+    /// `None` if agents, or the proxy in front, connect without TLS.
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+    /// How clients are recognized.
+    pub(crate) frontend: Frontend,
+    /// Whether connections may begin with a header of the PROXY protocol.
+    pub(crate) proxy_protocol: bool,
+    /// Who may say whom it connects for.
+    pub(crate) trusted_proxies: Vec<IpNet>,
     /// Whether agents may open streams; otherwise they can only poll.
     pub(crate) streaming: bool,
     /// Whether downloads need a certificate and the required label.
@@ -59,9 +73,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    pub(crate) fn new(tls: Arc<rustls::ServerConfig>) -> Self {
+    pub(crate) fn new(tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         Self {
             tls,
+            frontend: Frontend::default(),
+            proxy_protocol: false,
+            trusted_proxies: default_trusted_proxies(),
             streaming: true,
             authorize_files: false,
             stream_lifetime: Duration::from_secs(8 * 60)..Duration::from_secs(10 * 60 + 30),
@@ -70,15 +87,26 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Returns whether a peer may say whom it connects for.
+    fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies
+            .iter()
+            .any(|network| network.contains(&peer))
+    }
+}
+
 /// What all connections share.
 struct Shared {
     options: Options,
-    acceptor: TlsAcceptor,
+    acceptor: Option<TlsAcceptor>,
     contacts: Arc<Contacts>,
     budget: Budget,
     /// How many handshakes may go on at once.
     handshakes: Semaphore,
     downloads: files::Downloads,
+    /// Paces the log about peers that may not speak for others.
+    untrusted: Notice,
     tasks: TaskTracker,
     phases: Phases,
 }
@@ -123,7 +151,8 @@ impl AgentServer {
         let handshakes = contacts.engine.gate.limits.handshakes;
         let shared = Arc::new(Shared {
             handshakes: Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS)),
-            acceptor: TlsAcceptor::from(Arc::clone(&options.tls)),
+            acceptor: options.tls.clone().map(TlsAcceptor::from),
+            untrusted: Notice::default(),
             budget: Budget::new(Arc::clone(&contacts.engine.gate)),
             downloads: files::Downloads::default(),
             options,

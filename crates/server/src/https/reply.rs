@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
@@ -197,12 +197,10 @@ fn require_post(request: &Request<Incoming>) -> Result<(), Refusal> {
 }
 
 /// Returns who sent a request.
-pub(super) fn peer(connection: &Connection) -> Result<Peer, Refusal> {
-    let Some((client, key)) = connection.identity.clone() else {
-        return Err(Refusal::bad_request(
-            "the client must present exactly one certificate",
-        ));
-    };
+pub(super) fn peer(connection: &Connection, headers: &HeaderMap) -> Result<Peer, Refusal> {
+    let (client, key) = connection
+        .identify(headers)
+        .map_err(|error| Refusal::bad_request(error.to_string()))?;
     Ok(Peer {
         client,
         key,

@@ -45,7 +45,7 @@ pub(super) async fn start(
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     let started = Instant::now();
-    let peer = peer(connection)?;
+    let peer = peer(connection, request.headers())?;
     let encoding = Encoding::of(request.headers())?;
 
     let shared = &connection.shared;

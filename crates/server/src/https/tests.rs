@@ -39,7 +39,7 @@ impl Bed {
         let store = Arc::clone(&memory) as Arc<dyn Store>;
         let authority = Authority::new();
         let tls = tls::server_config(&authority.certificates_pem, &authority.key_pem).unwrap();
-        let mut options = Options::new(Arc::new(tls));
+        let mut options = Options::new(Some(Arc::new(tls)));
         let mut limits = Limits::default();
         change(&mut options, &mut limits);
         let config = Config {

@@ -23,7 +23,7 @@ use fleethold_proto::fleetspeak::{
 use fleethold_proto::pack;
 use fleethold_store::ClientId;
 use http::header::HOST;
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -39,6 +39,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -100,6 +101,13 @@ impl Authority {
 pub(crate) struct Agent {
     pub(crate) id: ClientId,
     pub(crate) labels: Vec<String>,
+    /// The certificate the agent has made itself.
+    pub(crate) certificate: Option<CertificateDer<'static>>,
+    /// Added to every request.
+    pub(crate) headers: HeaderMap,
+    /// Written before anything else.
+    preface: Bytes,
+    cleartext: bool,
     server: SocketAddr,
     certificates: Option<Arc<dyn ResolvesClientCert>>,
     versions: Vec<&'static SupportedProtocolVersion>,
@@ -118,6 +126,7 @@ impl Agent {
         let certificate = self_made_certificate(key);
         Self {
             id,
+            certificate: Some(certificate.clone()),
             ..Self::without_certificate(server, authority)
         }
         .presenting(vec![certificate], key)
@@ -130,6 +139,10 @@ impl Agent {
         Self {
             id: ClientId::new([0; 8]),
             labels: vec!["linux".to_owned()],
+            certificate: None,
+            headers: HeaderMap::new(),
+            preface: Bytes::new(),
+            cleartext: false,
             server,
             certificates: None,
             versions: rustls::DEFAULT_VERSIONS.to_vec(),
@@ -158,10 +171,35 @@ impl Agent {
         self
     }
 
+    /// Presents no certificate.
+    pub(crate) fn presenting_none(mut self) -> Self {
+        self.certificates = None;
+        self
+    }
+
+    /// Connects without TLS, as a proxy does in the cleartext modes.
+    pub(crate) fn in_cleartext(mut self) -> Self {
+        self.cleartext = true;
+        self
+    }
+
+    /// Writes this before TLS, as a proxy does.
+    pub(crate) fn behind(mut self, preface: impl Into<Bytes>) -> Self {
+        self.preface = preface.into();
+        self
+    }
+
+    /// Opens a TCP connection.
+    async fn tcp(&self) -> io::Result<TcpStream> {
+        let mut tcp = TcpStream::connect(self.server).await?;
+        tcp.set_nodelay(true)?;
+        tcp.write_all(&self.preface).await?;
+        Ok(tcp)
+    }
+
     /// Opens a TLS connection that offers these protocols.
     pub(crate) async fn tls(&self, protocols: &[&str]) -> io::Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect(self.server).await?;
-        tcp.set_nodelay(true)?;
+        let tcp = self.tcp().await?;
         let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&self.versions)
             .unwrap()
@@ -198,16 +236,15 @@ impl Agent {
                 task: tokio::spawn(async { drop(connection.await) }),
             });
         }
-        let tls = TokioIo::new(self.tls(&["http/1.1"]).await?);
-        let (sender, connection) = http1::handshake(tls).await.map_err(io::Error::other)?;
-        Ok(Connection {
-            sender: Sender::Http1(sender),
-            task: tokio::spawn(async { drop(connection.await) }),
-        })
+        if self.cleartext {
+            return over_http1(self.tcp().await?).await;
+        }
+        over_http1(self.tls(&["http/1.1"]).await?).await
     }
 
     /// Sends one request over a connection of its own.
-    pub(crate) async fn request(&self, request: Request<RequestBody>) -> Response<Incoming> {
+    pub(crate) async fn request(&self, mut request: Request<RequestBody>) -> Response<Incoming> {
+        request.headers_mut().extend(self.headers.clone());
         let mut connection = self.connect(request.version()).await;
         soon("an answer", connection.send(request)).await.unwrap()
     }
@@ -257,6 +294,19 @@ impl Agent {
             ..WrappedContactData::default()
         }
     }
+}
+
+async fn over_http1<T>(io: T) -> io::Result<Connection>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(io))
+        .await
+        .map_err(io::Error::other)?;
+    Ok(Connection {
+        sender: Sender::Http1(sender),
+        task: tokio::spawn(async { drop(connection.await) }),
+    })
 }
 
 /// Makes a certificate as a stock agent does: no extensions, valid in year 1.

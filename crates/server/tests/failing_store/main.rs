@@ -41,8 +41,7 @@ impl Bed {
                 listen: "127.0.0.1:0".to_owned(),
                 certificates_pem: authority.certificates_pem.clone(),
                 key_pem: authority.key_pem.clone(),
-                streaming: true,
-                authorize_files: false,
+                ..AgentsConfig::default()
             }),
             services: vec![ServiceConfig {
                 name: "sink".to_owned(),

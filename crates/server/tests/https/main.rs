@@ -4,6 +4,7 @@
 mod agent;
 mod bed;
 mod files;
+mod frontend;
 mod message;
 mod records;
 mod streaming;
