@@ -1,5 +1,6 @@
 //! `fleethold serve`: from the command line to a running server, and its end.
 
+mod agents;
 mod plan;
 
 use std::net::SocketAddr;
@@ -64,6 +65,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     services_config: Option<PathBuf>,
     #[command(flatten)]
+    agents: agents::AgentArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -102,6 +105,7 @@ async fn start(
     random: Arc<Random>,
 ) -> Result<Running, Failure> {
     let mut plan = plan::Plan::new(args, &*clock, &random)?;
+    agents::allow_open_files(&mut plan.config.limits);
     for warning in &plan.config.warnings {
         tracing::warn!("{warning}");
     }

@@ -176,9 +176,9 @@ fn wrong_configuration_names_file_place_and_remedy() {
     );
     assert_eq!(serve("admin_config {}"), expected);
 
-    let messages = serve("proxy_protocol: true");
+    let messages = serve("spanner_config {}");
     assert!(
-        messages.contains("field `proxy_protocol` is not supported\n  hint: "),
+        messages.contains("field `spanner_config` is not supported\n  hint: "),
         "{messages}"
     );
     assert!(!dir.path().join("fleet.db").exists());

@@ -37,10 +37,13 @@ impl Plan {
         clock: &dyn Clock,
         random: &Random,
     ) -> Result<Self, Failure> {
-        match args.components_config.clone() {
+        let agents = args.agents.clone();
+        let mut plan = match args.components_config.clone() {
             Some(components) => Self::from_upstream(args, &components),
             None => Self::from_data_dir(args, clock, random),
-        }
+        }?;
+        agents.apply(&mut plan.config);
+        Ok(plan)
     }
 
     fn from_upstream(args: ServeArgs, components: &Path) -> Result<Self, Failure> {
