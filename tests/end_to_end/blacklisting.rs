@@ -3,12 +3,12 @@
 use crate::harness::{AgentOptions, Bed, fleetspeak_admin};
 
 #[test]
-fn a_blacklisted_polling_agent_comes_back_with_a_new_id() {
+fn p_121_blacklisted_polling_agent_comes_back_with_a_new_id() {
     blacklisted_agent_comes_back_with_a_new_id(AgentOptions::POLLING);
 }
 
 #[test]
-fn a_blacklisted_streaming_agent_comes_back_with_a_new_id() {
+fn p_121_blacklisted_streaming_agent_comes_back_with_a_new_id() {
     blacklisted_agent_comes_back_with_a_new_id(AgentOptions::STREAMING);
 }
 

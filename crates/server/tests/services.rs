@@ -7,8 +7,9 @@ mod bed;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use agent::{Agent, Authority, message};
+use agent::{Agent, Authority, message, soon};
 use bed::Bed;
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::grpcservice::processor_server::{Processor, ProcessorServer};
@@ -17,7 +18,9 @@ use fleethold_proto::fleetspeak::monitoring::kill_notification::Reason;
 use fleethold_proto::fleetspeak::server::{
     BlacklistClientRequest, GetMessageStatusRequest, ServiceConfig,
 };
-use fleethold_proto::fleetspeak::{ContactData, EmptyMessage, Message, MessageResult, grpcservice};
+use fleethold_proto::fleetspeak::{
+    Annotations, ContactData, EmptyMessage, Message, MessageResult, annotations, grpcservice,
+};
 use fleethold_proto::{Any, pack};
 use fleethold_store::clock::timestamp;
 use fleethold_store::{Clock, MessageId, MessageStore};
@@ -25,7 +28,8 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// A service that keeps what it gets; it refuses messages of type `refuse`.
+/// A service that keeps what it gets; it refuses messages of type `refuse`, and
+/// has no time for those of type `busy`.
 #[derive(Clone, Default)]
 struct Keeper(Arc<Mutex<Vec<Message>>>);
 
@@ -34,7 +38,11 @@ impl Processor for Keeper {
     async fn process(&self, request: Request<Message>) -> Result<Response<EmptyMessage>, Status> {
         let message = request.into_inner();
         let refused = message.message_type == "refuse";
+        let busy = message.message_type == "busy";
         self.0.lock().unwrap().push(message);
+        if busy {
+            return Err(Status::unavailable("busy"));
+        }
         if refused {
             return Err(Status::invalid_argument("x".repeat(2_000)));
         }
@@ -43,6 +51,16 @@ impl Processor for Keeper {
 }
 
 impl Keeper {
+    /// Returns the next message that comes.
+    async fn next(&self) -> Message {
+        loop {
+            if let Some(message) = self.take().pop() {
+                return message;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Returns what has come since the last time.
     fn take(&self) -> Vec<Message> {
         std::mem::take(&mut *self.0.lock().unwrap())
@@ -117,6 +135,35 @@ async fn p_046_processed_message_has_its_time_and_no_payload() {
     assert_eq!(result(&bed, id).await, Some(expected));
     let stored = bed.store.get_messages(&[id], true).await.unwrap();
     assert_eq!(stored[0].data, None);
+}
+
+#[tokio::test]
+async fn p_051_service_gets_the_message_unchanged_at_first_and_when_it_is_tried_again() {
+    let (bed, keeper) = bed_with_keeper().await;
+    let agent = bed.agent();
+    let sent = Message {
+        message_type: "busy".to_owned(),
+        annotations: Some(Annotations {
+            entries: ["one", "two", "one"]
+                .map(|key| annotations::Entry {
+                    key: key.to_owned(),
+                    value: format!("value of {key}"),
+                })
+                .to_vec(),
+        }),
+        ..with_payload(message("keeper", 1))
+    };
+    poll(&agent, vec![sent.clone()]).await;
+    let tries = keeper.take();
+    bed.clock.advance(Duration::from_secs(120));
+    let again = soon("another try, from the store", keeper.next()).await;
+    for got in [&tries[0], &again] {
+        assert_eq!(got.data, sent.data);
+        assert_eq!(got.annotations, sent.annotations);
+        assert_eq!(got.message_type, sent.message_type);
+        assert_eq!(got.source_message_id, sent.source_message_id);
+    }
+    assert_eq!(again.message_id, tries[0].message_id);
 }
 
 // The poll is answered as soon as the service has refused the message, once.

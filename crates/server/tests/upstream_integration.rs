@@ -432,7 +432,9 @@ async fn b_121_stored_file_is_downloaded_by_all_after_a_second_broadcast(backend
     fleet.stop().await;
 }
 
-async fn b_123_agents_with_one_key_are_one_client_until_it_is_blacklisted(backend: Backend) {
+async fn b_123_and_p_122_agents_with_one_key_are_one_client_until_it_is_blacklisted(
+    backend: Backend,
+) {
     let fleet = Fleet::start(backend, ALL).await;
     let old = fleet.agent(&KeyPair::generate().unwrap());
     let rekeyed = watch::Sender::default();
@@ -494,5 +496,5 @@ macro_rules! on_every_backend {
 on_every_backend! {
     b_120_and_122_broadcast_reaches_all_and_their_answers_pass_through_the_backlog
     b_121_stored_file_is_downloaded_by_all_after_a_second_broadcast
-    b_123_agents_with_one_key_are_one_client_until_it_is_blacklisted
+    b_123_and_p_122_agents_with_one_key_are_one_client_until_it_is_blacklisted
 }

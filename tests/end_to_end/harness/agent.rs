@@ -111,6 +111,12 @@ impl Agent {
         self.dir.join("state")
     }
 
+    /// What the agent has logged so far.
+    pub(crate) fn log(&self) -> String {
+        let log = fs::read(self.dir.join("agent.log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.process.kill();
     }

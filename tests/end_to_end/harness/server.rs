@@ -79,6 +79,11 @@ impl Server {
         self.dir.join("ca.pem")
     }
 
+    /// The server's own certificate.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.dir.join("server.pem")
+    }
+
     /// Kills the server without a warning.
     pub(crate) fn kill(&mut self) {
         self.process.kill();

@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn p234_announced_size_allocates_nothing() {
+    async fn p_234_announced_size_allocates_nothing() {
         let pieces = [Ok::<_, Infallible>(Frame::data(Bytes::from_static(
             b"\x01\x10\xee\xf1\x80\x80\x80\x0aab",
         )))];
