@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use fleethold_store::{ClientData, ClientId, Error, Store};
 use tokio::time::Instant;
+
+use crate::metrics::ClientLabels;
 
 /// How long an entry is good: a change made by another server shows after this.
 const LIFETIME: Duration = Duration::from_secs(45);
@@ -27,6 +29,7 @@ pub(crate) struct ClientCache {
 pub(crate) struct CachedClient {
     /// Key, labels and blacklist flag.
     pub(crate) data: ClientData,
+    metric_labels: OnceLock<ClientLabels>,
     /// The version of the broadcasts this client has been served for, 0 for none.
     pub(crate) broadcasts_served: AtomicU64,
     loaded: Instant,
@@ -55,6 +58,7 @@ impl ClientCache {
         };
         let loaded = Arc::new(CachedClient {
             data,
+            metric_labels: OnceLock::new(),
             broadcasts_served: AtomicU64::new(0),
             loaded: Instant::now(),
         });
@@ -67,6 +71,15 @@ impl ClientCache {
             }
         });
         Ok(Some(loaded))
+    }
+
+    /// Returns whether [`load`](Self::load) would not ask the store now.
+    pub(crate) fn holds(&self, client: ClientId) -> bool {
+        self.with(|entries| {
+            entries
+                .get(&client)
+                .is_some_and(|entry| entry.loaded.elapsed() < LIFETIME)
+        })
     }
 
     /// Forgets a client whose data has changed.
@@ -86,6 +99,12 @@ impl ClientCache {
 }
 
 impl CachedClient {
+    /// Returns the client's labels as metrics have them.
+    pub(crate) fn metric_labels(&self) -> &ClientLabels {
+        self.metric_labels
+            .get_or_init(|| ClientLabels::of(&self.data.labels))
+    }
+
     /// Returns whether the client has been served for this version of the broadcasts.
     pub(crate) fn is_served(&self, version: u64) -> bool {
         self.broadcasts_served.load(Ordering::Relaxed) >= version

@@ -56,6 +56,8 @@ pub struct Config {
     pub stop_limit: Duration,
     /// What agents and strangers may make the server do.
     pub limits: Limits,
+    /// Whether metrics tell clients with different labels and agents of different versions apart, as upstream's do.
+    pub metrics_by_client_labels: bool,
     /// What the configuration asks for and this server leaves out, one sentence each, for the log.
     pub warnings: Vec<String>,
 }
@@ -242,6 +244,7 @@ impl Default for Config {
             broadcast_poll: DEFAULT_BROADCAST_POLL,
             stop_limit: DEFAULT_STOP_LIMIT,
             limits: Limits::default(),
+            metrics_by_client_labels: true,
             warnings: Vec::new(),
         }
     }

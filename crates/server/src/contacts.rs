@@ -92,6 +92,8 @@ pub(crate) struct Contact {
     nonce: u64,
     /// `None` until the agent has sent tokens: no limits.
     tokens: Mutex<Option<ServiceLimits>>,
+    /// Whether the client was in the cache when the contact began.
+    cache_hit: bool,
     rekey_requested: AtomicBool,
     /// The latest messages that were claimed for this contact.
     claimed: Mutex<VecDeque<MessageId>>,
@@ -134,6 +136,7 @@ impl Contacts {
     ) -> Result<Contact, ContactError> {
         let wire = self.open(&record)?;
         let client = peer.client;
+        let cache_hit = self.engine.cache.holds(client);
         match self.known(&peer).await? {
             Some(known) => check_key(&known, &peer)?,
             None => self.enrol(&peer, &record.client_labels).await?,
@@ -159,6 +162,7 @@ impl Contacts {
                 return Err(failed(&error));
             }
         };
+        self.count_saved(client, &messages).await;
         let tokens = (!wire.allowed_messages.is_empty()).then(|| {
             wire.allowed_messages
                 .into_iter()
@@ -171,6 +175,7 @@ impl Contacts {
             id,
             nonce,
             tokens: Mutex::new(tokens),
+            cache_hit,
             rekey_requested: AtomicBool::new(false),
             claimed: Mutex::default(),
         })
@@ -197,6 +202,15 @@ impl Contacts {
             ContactError::Failed(format!("contact data is unreadable: {error}"))
         })?;
         Ok(wire)
+    }
+
+    /// Counts messages of an agent that are stored now.
+    async fn count_saved(&self, client: ClientId, messages: &[Message]) {
+        if !messages.is_empty()
+            && let Ok(Some(known)) = self.engine.cache.load(client).await
+        {
+            self.engine.metrics.saved(messages, known.metric_labels());
+        }
     }
 
     async fn known(&self, peer: &Peer) -> Result<Option<Arc<CachedClient>>, ContactError> {
@@ -287,6 +301,11 @@ impl Contact {
         self.client
     }
 
+    /// Whether the client was in the cache when the contact began.
+    pub(crate) fn cache_hit(&self) -> bool {
+        self.cache_hit
+    }
+
     /// The nonce to send to the agent.
     pub(crate) fn nonce(&self) -> u64 {
         self.nonce
@@ -319,6 +338,7 @@ impl Contact {
         let broadcasts = engine.broadcasts.messages_for(self.client, &known).await;
         self.note_claimed(&broadcasts);
         messages.extend(broadcasts);
+        engine.metrics.sent(&messages, known.metric_labels());
         self.record_hand_out(&messages).await;
         Ok(Delivery {
             messages,
@@ -346,7 +366,10 @@ impl Contact {
         let mut retries = STORE_RETRIES.iter();
         loop {
             match engine.store.store_messages(&messages, Some(&self.id)).await {
-                Ok(()) => return Ok(accepted),
+                Ok(()) => {
+                    self.contacts.count_saved(self.client, &messages).await;
+                    return Ok(accepted);
+                }
                 Err(error) => match retries.next() {
                     Some(wait) if error.is_retryable() => tokio::time::sleep(*wait).await,
                     _ => return Err(failed(&error)),

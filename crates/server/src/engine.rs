@@ -8,6 +8,7 @@ use crate::broadcasts::Broadcasts;
 use crate::cache::ClientCache;
 use crate::config::Config;
 use crate::limits::Gate;
+use crate::metrics::{Measured, Metrics};
 use crate::services::system::SystemService;
 use crate::services::{ServiceConfigError, Services};
 use crate::streams::Streams;
@@ -22,6 +23,7 @@ pub(crate) struct Engine {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<Random>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Engine {
@@ -32,6 +34,8 @@ impl Engine {
         clock: Arc<dyn Clock>,
         random: Arc<Random>,
     ) -> Result<Self, ServiceConfigError> {
+        let metrics = Arc::new(Metrics::new(config.metrics_by_client_labels));
+        let store: Arc<dyn Store> = Arc::new(Measured::new(store, Arc::clone(&metrics)));
         let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
         let streams = Arc::new(Streams::default());
         let system = SystemService {
@@ -39,6 +43,7 @@ impl Engine {
             cache: Arc::clone(&cache),
             streams: Arc::clone(&streams),
             clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
         };
         let services = Services::new(
             &config.services,
@@ -46,6 +51,7 @@ impl Engine {
             Arc::clone(&store),
             Arc::clone(&cache),
             Arc::clone(&clock),
+            Arc::clone(&metrics),
         )?;
         let broadcasts = Broadcasts::new(
             Arc::clone(&store),
@@ -63,6 +69,7 @@ impl Engine {
             clock,
             random,
             gate: Arc::new(Gate::new(config.limits.clone())),
+            metrics,
         })
     }
 }

@@ -26,6 +26,7 @@ mod certificate;
 mod contacts;
 mod engine;
 mod https;
+mod metrics;
 mod services;
 mod streams;
 mod tls;

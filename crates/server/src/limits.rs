@@ -162,7 +162,6 @@ impl Refusals {
     }
 
     /// Returns every reason with its count since the start.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the metrics will read it"))]
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
         Refused::ALL.into_iter().map(Refused::name).zip(counts)

@@ -12,7 +12,9 @@ use fleethold_proto::fleetspeak::Message;
 use fleethold_store::clock::{epoch_micros, timestamp};
 use fleethold_store::limits::{MAX_CLAIM_BYTES, payload_bytes};
 use fleethold_store::record::ResultRecord;
-use fleethold_store::{ClaimServerMessages, ClientId, MessageId, Result, ServiceLimits};
+use fleethold_store::{
+    ClaimServerMessages, ClientId, MOST_OVERDUE_COUNTED, MessageId, Result, ServiceLimits,
+};
 use rusqlite::{Connection, Params, Row, params};
 
 use crate::Shared;
@@ -112,6 +114,28 @@ impl ClaimServerMessages for Shared {
         .await
     }
 }
+
+/// Returns how many messages are overdue for services, up to a limit, and
+/// since when the oldest is.
+pub(crate) fn overdue_for_server(
+    connection: &Connection,
+    now_micros: i64,
+) -> Worked<(u64, Option<i64>)> {
+    let overdue = params![now_micros, number(MOST_OVERDUE_COUNTED)];
+    let overdue = connection
+        .prepare_cached(OVERDUE_FOR_SERVER)?
+        .query_row(overdue, |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))?;
+    Ok((u64::try_from(overdue.0).unwrap_or(0), overdue.1))
+}
+
+// A part of the index, as long as the limit at most.
+const OVERDUE_FOR_SERVER: &str = "\
+-- overdue_for_server
+SELECT count(*), min(due_micros) FROM (
+    SELECT due_micros FROM messages INDEXED BY pending_for_server
+    WHERE due_micros <= ?1 AND due_micros IS NOT NULL AND destination_client IS NULL
+    ORDER BY due_micros LIMIT ?2
+) AS overdue";
 
 fn number(limit: u64) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)

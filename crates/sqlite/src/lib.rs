@@ -63,10 +63,12 @@ use std::num::NonZeroU16;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use fleethold_store::clock::epoch_micros;
 use fleethold_store::{
-    Clock, Error, ErrorKind, ProcessorOptions, ProcessorSlot, Random, Result, Store,
+    Clock, Error, ErrorKind, ProcessorOptions, ProcessorSlot, Random, Result, Store, StoreStats,
 };
 
 pub use error::OpenError;
@@ -195,6 +197,25 @@ impl Store for SqliteStore {
                 Error::new(ErrorKind::Internal, "close", "the writer did not finish")
                     .with_source(error)
             })
+    }
+
+    async fn stats(&self) -> Result<StoreStats> {
+        let now_micros = epoch_micros(self.shared.context.clock.now());
+        let (overdue, oldest_micros) = self
+            .shared
+            .read("stats", move |connection| {
+                claims::overdue_for_server(connection, now_micros)
+            })
+            .await?;
+        let oldest_micros = oldest_micros.map_or(0, |oldest| now_micros.saturating_sub(oldest));
+        Ok(StoreStats {
+            overdue_server_messages: Some(overdue),
+            oldest_overdue_server_message: u64::try_from(oldest_micros)
+                .ok()
+                .map(Duration::from_micros),
+            reads: Some(self.shared.readers.waits()),
+            writes: Some(self.shared.writer.waits()),
+        })
     }
 }
 

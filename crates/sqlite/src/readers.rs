@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fleethold_store::{Error, ErrorKind, Outcome, Result};
+use fleethold_store::{Error, ErrorKind, Outcome, Result, Wait, WaitCounter, Waits};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -21,6 +21,7 @@ pub(crate) struct Readers {
     /// One permit for each idle connection.
     free: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<Connection>>>,
+    waits: WaitCounter,
 }
 
 impl Readers {
@@ -32,6 +33,7 @@ impl Readers {
             count: options.readers.get().into(),
             free: Arc::new(Semaphore::new(connections.len())),
             idle: Arc::new(Mutex::new(connections)),
+            waits: WaitCounter::default(),
         })
     }
 
@@ -43,10 +45,12 @@ impl Readers {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Worked<T> + Send + 'static,
     {
+        let wait = Wait::begin(&self.waits);
         let permit = Arc::clone(&self.free)
             .acquire_owned()
             .await
             .map_err(|_| Error::closed(operation))?;
+        wait.end();
         let idle = Arc::clone(&self.idle);
         let task = tokio::task::spawn_blocking(move || {
             let lease = Lease::take(idle, permit);
@@ -63,6 +67,11 @@ impl Readers {
                     .with_source(error),
             )
         })
+    }
+
+    /// Returns how long reads have waited for a connection.
+    pub(crate) fn waits(&self) -> Waits {
+        self.waits.waits()
     }
 
     /// Waits for running reads and closes the connections.

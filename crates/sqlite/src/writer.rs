@@ -20,7 +20,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use fleethold_store::{Clock, Error, ErrorKind, Outcome, Random, Result};
+use fleethold_store::{
+    Clock, Error, ErrorKind, Outcome, Random, Result, Wait, WaitCounter, Waits,
+};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
@@ -39,6 +41,7 @@ const BATCH: usize = 256;
 pub(crate) struct Writer {
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    waits: Arc<WaitCounter>,
 }
 
 impl Writer {
@@ -64,6 +67,7 @@ impl Writer {
         Ok(Self {
             jobs: Mutex::new(Some(jobs)),
             thread: Mutex::new(Some(thread)),
+            waits: Arc::default(),
         })
     }
 
@@ -99,6 +103,7 @@ impl Writer {
             .ok_or_else(|| Error::closed(operation))?;
         let (reply, answer) = oneshot::channel();
         let job = Task {
+            wait: Some(Wait::begin(Arc::clone(&self.waits))),
             operation,
             large,
             work: Some(work),
@@ -112,6 +117,11 @@ impl Writer {
         answer
             .await
             .unwrap_or_else(|_| Err(Error::closed(operation)))
+    }
+
+    /// Returns how long jobs have waited for their transaction.
+    pub(crate) fn waits(&self) -> Waits {
+        self.waits.waits()
     }
 
     /// Waits until all jobs are done and the database is closed.
@@ -211,6 +221,8 @@ impl Lost {
 }
 
 struct Task<T, F> {
+    /// Ends when the work begins.
+    wait: Option<Wait<Arc<WaitCounter>>>,
     operation: &'static str,
     large: bool,
     work: Option<F>,
@@ -235,6 +247,7 @@ where
         let Some(work) = self.work.take() else {
             return false;
         };
+        self.wait.take().into_iter().for_each(Wait::end);
         let result = catch_unwind(AssertUnwindSafe(|| work(tx)))
             .unwrap_or_else(|panic| Err(panicked(self.operation, &*panic).into()));
         let keep = result.is_ok();

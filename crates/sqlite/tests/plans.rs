@@ -11,7 +11,7 @@ use fleethold_proto::fleetspeak::server::Broadcast;
 use fleethold_proto::fleetspeak::{Address, Label};
 use fleethold_store::{
     AllocationId, BroadcastId, BroadcastStore, ClientStore, Clock, FileStore, MessageId,
-    MessageStore, ServiceLimits,
+    MessageStore, ServiceLimits, Store,
 };
 use futures::TryStreamExt;
 use rusqlite::Connection;
@@ -59,6 +59,7 @@ async fn use_everything(bed: &Bed) {
         .unwrap();
     store.release_messages(CLIENT, &[id(2)]).await.unwrap();
     bed.clock.set(200_000);
+    assert_eq!(store.stats().await.unwrap().overdue_server_messages, Some(1));
     store.server_messages_for_processing(10).await.unwrap();
     store
         .set_message_result(None, id(4), &success())
@@ -167,11 +168,12 @@ async fn no_statement_but_the_list_of_all_clients_scans_a_table() {
             .collect::<Result<_, _>>()
             .unwrap();
         // Arrays are parameters, "services" is what a recursive step has found,
-        // and the index of broadcasts holds only what has room.
+        // "overdue" a part of an index that ends at a limit, and the index of broadcasts holds only what has room.
         let harmless = [
             "SCAN wanted",
             "SCAN rarray",
             "SCAN services",
+            "SCAN overdue",
             "SCAN CONSTANT ROW",
             "SCAN broadcasts USING INDEX broadcasts_with_room",
         ];

@@ -89,6 +89,7 @@ mod memory;
 mod messages;
 mod processor;
 mod random;
+mod stats;
 
 use async_trait::async_trait;
 
@@ -106,6 +107,7 @@ pub use memory::MemoryStore;
 pub use messages::{MessageStore, REMOVED_BY_ADMIN, ServiceLimits};
 pub use processor::{ClaimServerMessages, MessageProcessor, ProcessorOptions, ProcessorSlot};
 pub use random::Random;
+pub use stats::{MOST_OVERDUE_COUNTED, StoreStats, Wait, WaitCounter, Waits};
 
 /// All a Fleetspeak server keeps.
 #[async_trait]
@@ -115,4 +117,14 @@ pub trait Store: MessageStore + ClientStore + BroadcastStore + FileStore {
     /// A second call is no error; other calls fail with
     /// [`ErrorKind::Closed`] afterwards.
     async fn close(&self) -> Result<()>;
+
+    /// Returns what the store knows of its own load; it costs no more than a
+    /// small read, however large the backlog is. A store that knows nothing
+    /// need not have this method.
+    ///
+    /// # Errors
+    /// As any read.
+    async fn stats(&self) -> Result<StoreStats> {
+        Ok(StoreStats::default())
+    }
 }

@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::processor::ProcessorSlot;
 use crate::random::Random;
+use crate::stats::StoreStats;
 
 /// A store that keeps everything in memory and loses it when it is dropped.
 ///
@@ -90,6 +91,12 @@ impl Store for MemoryStore {
         self.processor.stop().await;
         self.shared.lock().closed = true;
         Ok(())
+    }
+
+    async fn stats(&self) -> Result<StoreStats> {
+        let now = self.shared.clock.now();
+        self.shared
+            .with("stats", |state| Ok(state.messages.stats(now)))
     }
 }
 

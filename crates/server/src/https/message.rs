@@ -19,6 +19,7 @@ use super::framing::take_messages;
 use super::reply::{Refusal, Reply, octets, peer};
 use super::{HANDLING_LIMIT, MOST_CONTACT_BYTES};
 use crate::contacts::{ContactKind, Delivery};
+use crate::metrics::{Exchange, PollType};
 use crate::wire;
 
 /// How much of an answer is encoded at a time.
@@ -29,6 +30,26 @@ pub(super) async fn poll(
     connection: &Connection,
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
+    let metrics = &connection.shared.contacts.engine.metrics;
+    let mut exchange = metrics.exchange(PollType::Poll);
+    match poll_measured(connection, request, &mut exchange).await {
+        Ok(mut answer) => {
+            exchange.answers(StatusCode::OK);
+            answer.exchange = Some(exchange);
+            Ok(octets(answer))
+        }
+        Err(refusal) => {
+            exchange.answers(refusal.status());
+            Err(refusal)
+        }
+    }
+}
+
+async fn poll_measured(
+    connection: &Connection,
+    request: Request<Incoming>,
+    measured: &mut Exchange,
+) -> Result<Answer, Refusal> {
     let announced = announced_length(request.headers())?;
     let peer = peer(connection, request.headers())?;
     let encoding = Encoding::of(request.headers())?;
@@ -46,6 +67,7 @@ pub(super) async fn poll(
             &mut charge,
         )
         .await?;
+    measured.has_read(body.len());
     let record = wire::decode_record(body)
         .map_err(|error| Refusal::bad_request(format!("the body is no contact: {error}")))?;
 
@@ -54,6 +76,7 @@ pub(super) async fn poll(
             .contacts
             .begin(peer, record, ContactKind::Poll)
             .await?;
+        measured.set_cache_hit(contact.cache_hit());
         // The contact is recorded and its messages are stored: an error now
         // would make the agent send them again, after minutes.
         let delivery = contact.take_messages().await.unwrap_or_else(|error| {
@@ -69,7 +92,7 @@ pub(super) async fn poll(
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, reason)
         })??;
     tracing::debug!(%client, messages = answer.messages.len(), "answered a poll");
-    Ok(octets(answer))
+    Ok(answer)
 }
 
 /// Returns the length a request claims, unless it is too large.
@@ -91,6 +114,8 @@ struct Answer {
     nonce: Option<u64>,
     messages: VecDeque<Message>,
     left_bytes: u64,
+    /// Lasts until all is sent.
+    exchange: Option<Exchange>,
 }
 
 impl Answer {
@@ -104,6 +129,7 @@ impl Answer {
             nonce: Some(nonce),
             left_bytes: u64::try_from(whole.encoded_len()).expect("fits"),
             messages: whole.messages.into(),
+            exchange: None,
         }
     }
 }
@@ -127,6 +153,9 @@ impl Body for Answer {
         };
         let part = Bytes::from(part.encode_to_vec());
         this.left_bytes -= u64::try_from(part.len()).expect("fits");
+        if let Some(exchange) = &mut this.exchange {
+            exchange.has_written(part.len());
+        }
         Poll::Ready(Some(Ok(Frame::data(part))))
     }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use fleethold_proto::fleetspeak::Message;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
+use http::StatusCode;
 use http_body::Body;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -22,6 +23,7 @@ use super::framing::{self, Record, RecordError, RecordReader};
 use super::{HANDLING_LIMIT, Shared};
 use crate::contacts::{Accepted, Contact, ContactError, Delivery};
 use crate::limits::Refused;
+use crate::metrics::{Exchange, PollType};
 use crate::streams::StreamHandle;
 use crate::wire;
 
@@ -68,6 +70,8 @@ pub(super) struct Session {
     contact: Arc<Contact>,
     wake_ups: StreamHandle,
     frames: mpsc::Sender<Bytes>,
+    /// What is written, and how many bytes of it.
+    writing: Option<(Exchange, usize)>,
     /// Frames that do not fit into the channel yet.
     outbox: VecDeque<Bytes>,
     /// Since when the agent takes no frame.
@@ -138,6 +142,7 @@ impl Session {
             contact,
             wake_ups,
             frames,
+            writing: None,
             outbox: VecDeque::new(),
             blocked_since: None,
             processing: FuturesOrdered::new(),
@@ -166,6 +171,13 @@ impl Session {
         session
     }
 
+    /// Ends the measurement of the stream's start with its first frame.
+    pub(super) fn measured_from(mut self, start: Exchange) -> Self {
+        let bytes = self.outbox.front().map_or(0, Bytes::len);
+        self.writing = Some((start, bytes));
+        self
+    }
+
     /// Keeps the stream until it ends.
     pub(super) async fn run<B>(mut self, mut records: RecordReader<B>)
     where
@@ -174,6 +186,7 @@ impl Session {
     {
         let abort = self.shared.phases.abort.clone();
         let client = self.contact.client();
+        let _open = self.shared.contacts.engine.metrics.open_stream();
         tracing::debug!(%client, "a stream began");
         let reason = tokio::select! {
             reason = self.exchange(&mut records) => reason,
@@ -260,6 +273,11 @@ impl Session {
                 }
                 Event::FrameSent => {
                     self.blocked_since = (!self.outbox.is_empty()).then(Instant::now);
+                    if self.outbox.is_empty()
+                        && let Some((mut exchange, bytes)) = self.writing.take()
+                    {
+                        exchange.has_written(bytes);
+                    }
                 }
                 Event::Fetched(result) => {
                     self.fetch = None;
@@ -302,6 +320,10 @@ impl Session {
         }
         if !self.messages.is_empty() {
             let frame = framing::delivery(self.contact.nonce(), &mut self.messages);
+            let metrics = &self.shared.contacts.engine.metrics;
+            let mut exchange = metrics.exchange(PollType::StreamToClient);
+            exchange.answers(StatusCode::OK);
+            self.writing = Some((exchange, frame.len()));
             self.push(frame);
         } else if self.sending == Sending::Closing && self.fetch.is_none() {
             self.sending = Sending::Done;
@@ -417,6 +439,9 @@ impl Session {
     fn process(&mut self, record: Record) {
         let contact = Arc::clone(&self.contact);
         let bytes = record.bytes.len();
+        let metrics = &self.shared.contacts.engine.metrics;
+        let mut exchange = metrics.exchange(PollType::StreamFromClient);
+        exchange.has_read(bytes);
         self.processing_bytes += bytes;
         self.processing.push_back(Box::pin(async move {
             let _charge = record.charge;
@@ -425,7 +450,11 @@ impl Session {
                 Ok(contact.accept_record(record).await?)
             };
             let result = tokio::time::timeout(HANDLING_LIMIT, accept).await;
-            (result.unwrap_or(Err(Failure::Late)), bytes)
+            let result = result.unwrap_or(Err(Failure::Late));
+            if result.is_ok() {
+                exchange.answers(StatusCode::OK);
+            }
+            (result, bytes)
         }));
     }
 

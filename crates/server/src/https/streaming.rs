@@ -21,6 +21,7 @@ use super::framing::{RecordError, RecordReader};
 use super::reply::{Refusal, Reply, octets, peer};
 use super::session::Session;
 use crate::contacts::{ContactKind, Delivery};
+use crate::metrics::{Exchange, PollType};
 use crate::wire;
 
 /// How long the agent may take for its first record.
@@ -44,6 +45,27 @@ pub(super) async fn start(
     connection: &Connection,
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
+    let metrics = &connection.shared.contacts.engine.metrics;
+    let mut exchange = metrics.exchange(PollType::StreamStart);
+    match begin(connection, request, &mut exchange).await {
+        Ok((session, records, frames)) => {
+            exchange.answers(StatusCode::OK);
+            let session = session.measured_from(exchange);
+            connection.shared.tasks.spawn(session.run(records));
+            Ok(octets(frames))
+        }
+        Err(refusal) => {
+            exchange.answers(refusal.status());
+            Err(refusal)
+        }
+    }
+}
+
+async fn begin(
+    connection: &Connection,
+    request: Request<Incoming>,
+    measured: &mut Exchange,
+) -> Result<(Session, RecordReader<Incoming>, Frames), Refusal> {
     let started = Instant::now();
     let peer = peer(connection, request.headers())?;
     let encoding = Encoding::of(request.headers())?;
@@ -59,6 +81,7 @@ pub(super) async fn start(
         .await
         .map_err(|_| Refusal::bad_request("the first record took too long"))??
         .ok_or_else(|| Refusal::bad_request("the stream has no record"))?;
+    measured.has_read(first.bytes.len());
     let record = wire::decode_record(first.bytes).map_err(|error| {
         Refusal::bad_request(format!("the first record is no contact: {error}"))
     })?;
@@ -90,6 +113,7 @@ pub(super) async fn start(
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, reason)
         })??;
     drop(first.charge);
+    measured.set_cache_hit(contact.cache_hit());
 
     let (sender, frames) = mpsc::channel(WAITING_FRAMES);
     let session = Session::new(
@@ -100,8 +124,7 @@ pub(super) async fn start(
         started,
         delivery,
     );
-    shared.tasks.spawn(session.run(records));
-    Ok(octets(Frames(frames)))
+    Ok((session, records, Frames(frames)))
 }
 
 /// The answer to a stream: the frames of its session.

@@ -18,7 +18,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::cache::ClientCache;
+use crate::cache::{CachedClient, ClientCache};
+use crate::metrics::{ClientLabels, Metrics, Processed};
 
 /// How many messages a service processes at a time unless its configuration says otherwise.
 const DEFAULT_PARALLELISM: u32 = 100;
@@ -49,6 +50,8 @@ pub(crate) trait Service: Send + Sync {
 pub(crate) enum ServiceError {
     /// The message stays pending and is retried.
     Temporary(String),
+    /// The service takes no more messages at the moment: as a temporary error.
+    Busy,
     /// The message has failed for good.
     Permanent(String),
 }
@@ -76,6 +79,7 @@ pub(crate) struct Services {
     store: Arc<dyn Store>,
     cache: Arc<ClientCache>,
     clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
     background: TaskTracker,
     background_places: Arc<Semaphore>,
 }
@@ -93,12 +97,14 @@ impl Services {
         store: Arc<dyn Store>,
         cache: Arc<ClientCache>,
         clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, ServiceConfigError> {
         let mut services = Self {
             by_name: HashMap::new(),
             store,
             cache,
             clock,
+            metrics,
             background: TaskTracker::new(),
             background_places: Arc::new(Semaphore::new(MOST_IN_BACKGROUND)),
         };
@@ -134,7 +140,7 @@ impl Services {
         let deadline = Instant::now() + budget;
         let calls = messages
             .into_iter()
-            .map(|message| self.process_one(message, deadline));
+            .map(|message| self.process_one(message, deadline, which));
         futures::future::join_all(calls).await
     }
 
@@ -170,26 +176,58 @@ impl Services {
         }
     }
 
-    async fn process_one(&self, mut message: Message, deadline: Instant) -> Message {
-        message.is_blocklisted_source = self.is_blacklisted(&message).await;
+    async fn process_one(&self, mut message: Message, deadline: Instant, which: Try) -> Message {
+        let source = self.source(&message).await;
+        message.is_blocklisted_source = source
+            .as_ref()
+            .is_some_and(|source| source.data.blacklisted);
+        let no_labels = ClientLabels::default();
+        let labels = source
+            .as_ref()
+            .map_or(&no_labels, |source| source.metric_labels());
         let message = Arc::new(message);
         let name = message
             .destination
             .as_ref()
             .map_or("", |destination| &destination.service_name);
+        let first_try = which == Try::First;
+        let started = Instant::now();
         let outcome = match self.by_name.get(name) {
-            Some(installed) => installed.process(&message, deadline).await,
+            Some(installed) => {
+                self.metrics.ingested(&message, labels, !first_try);
+                installed.process(&message, deadline).await
+            }
             None => Err(ServiceError::Permanent(format!(
                 "no service `{}` on this server",
                 fleethold_store::limits::cut_chars(name, 128)
             ))),
         };
+        let processed = match &outcome {
+            Ok(()) => Some(Processed::Success),
+            Err(ServiceError::Busy) => None,
+            // Upstream calls an unknown service's error temporary.
+            Err(_) if !self.by_name.contains_key(name) => Some(Processed::TemporaryError),
+            Err(ServiceError::Temporary(_)) => Some(Processed::TemporaryError),
+            Err(ServiceError::Permanent(_)) => Some(Processed::PermanentError),
+        };
+        match processed {
+            Some(processed) => {
+                let took = started.elapsed();
+                self.metrics
+                    .processed(&message, labels, first_try, took, processed);
+            }
+            None => self.metrics.dropped(&message, labels, first_try),
+        }
         // The call has ended, so this is the only reference, unless it panicked just now.
         let mut message = Arc::unwrap_or_clone(message);
         let failed_reason = match outcome {
             Ok(()) => None,
             Err(ServiceError::Permanent(reason)) => Some(shorten(&reason)),
-            Err(ServiceError::Temporary(reason)) => {
+            Err(error @ (ServiceError::Temporary(_) | ServiceError::Busy)) => {
+                let reason = match error {
+                    ServiceError::Temporary(reason) => reason,
+                    _ => "the service is busy".to_owned(),
+                };
                 tracing::debug!(message = %id(&message), reason, "message will be retried");
                 return message;
             }
@@ -203,19 +241,20 @@ impl Services {
         message
     }
 
-    async fn is_blacklisted(&self, message: &Message) -> bool {
+    /// Returns the client that a message comes from, if there is one.
+    async fn source(&self, message: &Message) -> Option<Arc<CachedClient>> {
         let source = message
             .source
             .as_ref()
             .map_or(&[][..], |source| &source.client_id);
         let Ok(Some(client)) = ClientId::from_optional_bytes(source) else {
-            return false;
+            return None;
         };
         match self.cache.load(client).await {
-            Ok(client) => client.is_some_and(|client| client.data.blacklisted),
+            Ok(client) => client,
             Err(error) => {
                 tracing::debug!(%client, %error, "cannot look the source of a message up");
-                false
+                None
             }
         }
     }
@@ -233,7 +272,7 @@ impl Installed {
         let late = |_| ServiceError::Temporary("the service did not answer in time".into());
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned())
             .await
-            .map_err(|_| ServiceError::Temporary("the service is busy".into()))?
+            .map_err(|_| ServiceError::Busy)?
             .expect("the semaphore is never closed");
         // A task of its own, so that a panic is an error of this message only.
         let service = Arc::clone(&self.service);

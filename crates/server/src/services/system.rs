@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{Service, ServiceError};
 use crate::cache::ClientCache;
+use crate::metrics::{ClientLabels, Metrics, reason_name};
 use crate::streams::Streams;
 use crate::wire::{MOST_ELEMENTS, check_lists};
 
@@ -40,6 +41,7 @@ pub(crate) struct SystemService {
     pub(crate) cache: Arc<ClientCache>,
     pub(crate) streams: Arc<Streams>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 #[async_trait]
@@ -57,7 +59,12 @@ impl Service for SystemService {
             Report::Info(info) => self.update_labels(client, info).await,
             Report::Usage(usage) => self.record_usage(client, usage).await,
             Report::Killed(killed) => {
-                tracing::warn!(%client, service = killed.service, reason = ?killed.reason(), "agent killed a service");
+                let reason = reason_name(killed.reason());
+                tracing::warn!(%client, service = killed.service, reason, "agent killed a service");
+                self.measure(client, |labels, blacklisted| {
+                    self.metrics.killed(labels, blacklisted, &killed);
+                })
+                .await;
                 Ok(())
             }
         }
@@ -209,7 +216,20 @@ impl SystemService {
         self.store
             .record_resource_usage_data(client, &usage)
             .await
-            .map_err(|error| store_error(&error))
+            .map_err(|error| store_error(&error))?;
+        self.measure(client, |labels, blacklisted| {
+            self.metrics.usage(labels, blacklisted, &usage);
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Measures what belongs to a client; one that cannot be looked up has no labels.
+    async fn measure(&self, client: ClientId, measure: impl FnOnce(&ClientLabels, bool)) {
+        match self.cache.load(client).await {
+            Ok(Some(known)) => measure(known.metric_labels(), known.data.blacklisted),
+            _ => measure(&ClientLabels::default(), false),
+        }
     }
 
     async fn known(&self, ids: &[MessageId]) -> Result<Vec<Message>, ServiceError> {

@@ -50,14 +50,16 @@ fn bed(max_parallelism: u32) -> Bed {
     ));
     let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(&memory);
     let cache = Arc::new(ClientCache::new(Arc::clone(&store)));
+    let metrics = Arc::new(Metrics::new(true));
     let system = system::SystemService {
         store: Arc::clone(&store),
         cache: Arc::clone(&cache),
         streams: Arc::new(Streams::default()),
         clock: Arc::clone(&clock),
+        metrics: Arc::clone(&metrics),
     };
     let mut services =
-        Services::new(&[], system, store, cache, clock).unwrap_or_else(|error| panic!("{error}"));
+        Services::new(&[], system, store, cache, clock, metrics).unwrap_or_else(|error| panic!("{error}"));
     let service = Arc::new(Obedient::default());
     services.install(
         "obedient",

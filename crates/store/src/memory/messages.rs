@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::{Message, MessageResult};
@@ -16,6 +16,7 @@ use crate::limits::MAX_CLAIM_BYTES;
 use crate::messages::{MessageStore, REMOVED_BY_ADMIN, ServiceLimits};
 use crate::processor::{ClaimServerMessages, MessageProcessor};
 use crate::record::{MessageRecord, ResultRecord};
+use crate::stats::{MOST_OVERDUE_COUNTED, StoreStats};
 
 #[async_trait]
 impl MessageStore for MemoryStore {
@@ -305,6 +306,22 @@ impl Messages {
         {
             pending.due_micros = now_micros;
             queue.insert((now_micros, id));
+        }
+    }
+
+    pub(super) fn stats(&self, now: SystemTime) -> StoreStats {
+        let now_micros = epoch_micros(now);
+        let queue = self.pending.get(&None).into_iter().flatten();
+        let mut overdue = queue
+            .map(|(due_micros, _)| *due_micros)
+            .take_while(|due_micros| *due_micros <= now_micros)
+            .take(usize::try_from(MOST_OVERDUE_COUNTED).unwrap_or(usize::MAX))
+            .peekable();
+        let oldest = overdue.peek().map_or(0, |oldest| now_micros - oldest);
+        StoreStats {
+            oldest_overdue_server_message: u64::try_from(oldest).ok().map(Duration::from_micros),
+            overdue_server_messages: u64::try_from(overdue.count()).ok(),
+            ..StoreStats::default()
         }
     }
 
