@@ -46,6 +46,10 @@ pub struct Config {
     pub agents: Option<AgentsConfig>,
     /// Where the admin interface listens; `None` offers none.
     pub admin: Option<AdminConfig>,
+    /// Where metrics are, as in [`AgentsConfig::listen`]; `None` offers none.
+    pub stats_listen: Option<String>,
+    /// Where health checks are answered, as in [`AgentsConfig::listen`].
+    pub health_check_listen: Option<String>,
     /// A label every agent has to carry, if any.
     pub required_label: Option<String>,
     /// The services of this server, each name once.
@@ -171,6 +175,23 @@ impl Config {
                 listen: admin.listen_address,
             });
         }
+        if let Some(address) = file
+            .stats_config
+            .map(|stats| stats.address)
+            .filter(|address| !address.is_empty())
+        {
+            let hint = "write `address: \"localhost:9100\"` in `stats_config`";
+            check_listen(&address)
+                .map_err(|problem| invalid("stats_config.address", problem, hint))?;
+            config.stats_listen = Some(address);
+        }
+        if let Some(health) = file.health_check_config {
+            let field = "health_check_config.listen_address";
+            let hint = "write `listen_address: \"localhost:8000\"` in `health_check_config`";
+            check_listen(&health.listen_address)
+                .map_err(|problem| invalid(field, problem, hint))?;
+            config.health_check_listen = Some(health.listen_address);
+        }
         if config.agents.is_none() && config.admin.is_none() {
             let warning = "neither `https_config` nor `admin_config` is set, so nobody can connect";
             config.warnings.push(warning.to_owned());
@@ -239,6 +260,8 @@ impl Default for Config {
         Self {
             agents: None,
             admin: None,
+            stats_listen: None,
+            health_check_listen: None,
             required_label: None,
             services: Vec::new(),
             broadcast_poll: DEFAULT_BROADCAST_POLL,
@@ -362,8 +385,6 @@ fn left_out(file: &components::Config) -> Vec<String> {
             "notification_use_http_notifier",
             file.notification_use_http_notifier,
         ),
-        ("stats_config", file.stats_config.is_some()),
-        ("health_check_config", file.health_check_config.is_some()),
     ];
     settings
         .into_iter()

@@ -64,6 +64,9 @@ pub(crate) enum ContactError {
         reason: &'static str,
         retry_after: Duration,
     },
+    /// The store fails, and may work again in a moment.
+    #[error("{0}")]
+    StoreFails(String),
     #[error("{0}")]
     Failed(String),
 }
@@ -590,7 +593,11 @@ fn is_die(message: &Message) -> bool {
 }
 
 fn failed(error: &fleethold_store::Error) -> ContactError {
-    ContactError::Failed(crate::chain(error))
+    let reason = crate::chain(error);
+    match error.kind() {
+        ErrorKind::Transient | ErrorKind::Closed => ContactError::StoreFails(reason),
+        _ => ContactError::Failed(reason),
+    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ mod contacts;
 mod engine;
 mod https;
 mod metrics;
+mod operations;
 mod services;
 mod streams;
 mod tls;
@@ -51,6 +52,7 @@ use crate::admin::{Admin, AdminServer};
 use crate::contacts::Contacts;
 use crate::engine::Engine;
 use crate::https::AgentServer;
+use crate::operations::{Health, OperationsServer, Port};
 
 /// A running server.
 pub struct Server {
@@ -58,6 +60,9 @@ pub struct Server {
     refresher: AbortHandle,
     agents: Option<(SocketAddr, AgentServer)>,
     admin: Option<(SocketAddr, AdminServer)>,
+    stats: Option<(SocketAddr, OperationsServer)>,
+    health_check: Option<(SocketAddr, OperationsServer)>,
+    health: Arc<Health>,
     stop_limit: Duration,
 }
 
@@ -107,6 +112,9 @@ impl Server {
                 )?),
                 false => None,
             };
+            if let Some(expiry) = tls::expiry(&config.certificates_pem) {
+                engine.metrics.set_certificate_expiry("agents", expiry);
+            }
             let (address, listener) = listen(&config.listen, "agents").await?;
             agents = Some((address, listener, tls, config));
         }
@@ -114,6 +122,14 @@ impl Server {
         if let Some(config) = &config.admin {
             admin = Some(listen(&config.listen, "the admin API").await?);
         }
+        let stats = match &config.stats_listen {
+            Some(listen_at) => Some(listen(listen_at, "metrics").await?),
+            None => None,
+        };
+        let health_check = match &config.health_check_listen {
+            Some(listen_at) => Some(listen(listen_at, "health checks").await?),
+            None => None,
+        };
 
         let agents = agents.map(|(address, listener, tls, config)| {
             let contacts = Contacts {
@@ -138,6 +154,16 @@ impl Server {
             };
             (address, AdminServer::start(listener, admin))
         });
+        let health = Arc::new(Health::new(Arc::clone(&engine)));
+        let watched = |(address, listener), port| {
+            let (engine, health) = (Arc::clone(&engine), Arc::clone(&health));
+            (
+                address,
+                OperationsServer::start(listener, port, engine, health),
+            )
+        };
+        let stats = stats.map(|bound| watched(bound, Port::Stats));
+        let health_check = health_check.map(|bound| watched(bound, Port::HealthCheck));
         let refresher = tokio::spawn(Arc::clone(&engine.broadcasts).run()).abort_handle();
         let processor = Arc::clone(&engine.services);
         engine.store.register_message_processor(processor).await;
@@ -146,6 +172,9 @@ impl Server {
             refresher,
             agents,
             admin,
+            stats,
+            health_check,
+            health,
             stop_limit: config.stop_limit,
         })
     }
@@ -160,9 +189,20 @@ impl Server {
         self.admin.as_ref().map(|(address, _)| *address)
     }
 
+    /// Returns where metrics are.
+    pub fn stats_addr(&self) -> Option<SocketAddr> {
+        self.stats.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Returns where health checks are answered.
+    pub fn health_check_addr(&self) -> Option<SocketAddr> {
+        self.health_check.as_ref().map(|(address, _)| *address)
+    }
+
     /// Stops serving: streams are told to end, running calls finish, broadcast
     /// allocations are given back. Takes at most the configured limit.
     pub async fn stop(self) {
+        self.health.begin_to_stop();
         let deadline = Instant::now() + self.stop_limit;
         let left = || deadline.saturating_duration_since(Instant::now());
         self.refresher.abort();

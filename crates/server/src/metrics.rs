@@ -14,8 +14,8 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fleethold_proto::fleetspeak::monitoring::{KillNotification, ResourceUsageData};
 use fleethold_proto::fleetspeak::Message;
+use fleethold_proto::fleetspeak::monitoring::{KillNotification, ResourceUsageData};
 use fleethold_store::StoreStats;
 use prometheus::core::Collector;
 use prometheus::{
@@ -23,8 +23,8 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use self::family::Family;
 pub(crate) use self::exchange::{Exchange, PollType};
+use self::family::Family;
 use self::labels::text;
 pub(crate) use self::labels::{ClientLabels, reason_name};
 pub(crate) use self::store::Measured;
@@ -99,7 +99,12 @@ impl Metrics {
         let poll = ["http_status_code", "poll_type", "cache_hit"];
         let usage = ["blacklisted", "scope", "version", "client_data_labels"];
         let poll_histogram = |name: &str, help| {
-            make.histograms(&format!("fleetspeak_server_client_polls_{name}"), help, &poll, 3)
+            make.histograms(
+                &format!("fleetspeak_server_client_polls_{name}"),
+                help,
+                &poll,
+                3,
+            )
         };
         let usage_histogram = |name: &str, help| {
             let name = format!("fleetspeak_server_resource_usage_data_received_{name}");
@@ -189,7 +194,10 @@ impl Metrics {
             usage_rates: [
                 usage_histogram("mean_user_cpu_rate_distribution", "Milliseconds per second"),
                 usage_histogram("max_user_cpu_rate_distribution", "Milliseconds per second"),
-                usage_histogram("mean_system_cpu_rate_distribution", "Milliseconds per second"),
+                usage_histogram(
+                    "mean_system_cpu_rate_distribution",
+                    "Milliseconds per second",
+                ),
                 usage_histogram("max_system_cpu_rate", "Milliseconds per second"),
                 usage_histogram("mean_resident_memory_bytes_distribution", "Bytes"),
                 usage_histogram("max_resident_memory_bytes_distribution", "Bytes"),
@@ -297,7 +305,9 @@ impl Metrics {
             self.labels(&client.full),
         ];
         self.ingested.of(values).inc();
-        self.ingested_bytes.of(values).inc_by(payload_bytes(message));
+        self.ingested_bytes
+            .of(values)
+            .inc_by(payload_bytes(message));
     }
 
     /// Counts messages handed to an agent.
@@ -426,11 +436,6 @@ impl Metrics {
         OpenStream(self.streams.clone())
     }
 
-    /// Counts something that was refused; there are few reasons, each one word or some with `_`.
-    pub(crate) fn refused(&self, reason: &'static str) {
-        self.refusals.of([reason]).inc();
-    }
-
     /// Follows what was counted elsewhere, by reason.
     pub(crate) fn set_refused(&self, reasons: impl Iterator<Item = (&'static str, u64)>) {
         for (reason, count) in reasons {
@@ -444,7 +449,9 @@ impl Metrics {
         let seconds = expiry
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
-        self.certificates.with_label_values(&[listener]).set(seconds);
+        self.certificates
+            .with_label_values(&[listener])
+            .set(seconds);
     }
 
     /// Notes what the store says of itself; what it does not know is left out.

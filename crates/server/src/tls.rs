@@ -2,6 +2,7 @@
 //! that key; who has signed the certificate does not matter.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fleethold_store::ClientId;
@@ -81,6 +82,14 @@ pub(crate) fn server_config(
 /// Refuses a certificate or key that [`server_config`] could not use.
 pub(crate) fn check(certificates_pem: &str, key_pem: &str) -> Result<(), TlsError> {
     certified_key(&provider(), certificates_pem, key_pem).map(|_| ())
+}
+
+/// Returns when the first of these certificates expires.
+pub(crate) fn expiry(certificates_pem: &str) -> Option<SystemTime> {
+    let leaf = CertificateDer::from_pem_slice(certificates_pem.as_bytes()).ok()?;
+    let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).ok()?;
+    let seconds = u64::try_from(leaf.validity().not_after.timestamp()).ok()?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 /// Returns the client at the other end and its key (DER SubjectPublicKeyInfo),

@@ -20,9 +20,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use fleethold_store::{
-    Clock, Error, ErrorKind, Outcome, Random, Result, Wait, WaitCounter, Waits,
-};
+use fleethold_store::{Clock, Error, ErrorKind, Outcome, Random, Result, Wait, WaitCounter, Waits};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 

@@ -59,7 +59,10 @@ async fn use_everything(bed: &Bed) {
         .unwrap();
     store.release_messages(CLIENT, &[id(2)]).await.unwrap();
     bed.clock.set(200_000);
-    assert_eq!(store.stats().await.unwrap().overdue_server_messages, Some(1));
+    assert_eq!(
+        store.stats().await.unwrap().overdue_server_messages,
+        Some(1)
+    );
     store.server_messages_for_processing(10).await.unwrap();
     store
         .set_message_result(None, id(4), &success())

@@ -425,17 +425,34 @@ fn wrong_services_are_refused_with_file_field_and_advice() {
 }
 
 #[test]
-fn harmless_settings_are_left_out_with_a_warning() {
+fn p_213_ports_for_metrics_and_health_are_taken_over() {
     let config = from_components(
         "admin_config { listen_address: ':1' }\n\
-         notification_listen_address: 'a:1' notification_public_address: 'b:1' notification_use_http_notifier: true\n\
          stats_config { address: ':2' } health_check_config { listen_address: ':3' }",
     )
     .unwrap()
     .config;
-    assert_eq!(config.warnings.len(), 5, "{:?}", config.warnings);
+    assert_eq!(config.stats_listen.as_deref(), Some(":2"));
+    assert_eq!(config.health_check_listen.as_deref(), Some(":3"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let config = from_components("stats_config {}").unwrap().config;
+    assert_eq!(config.stats_listen, None);
+    for text in ["stats_config { address: 'nine' }", "health_check_config {}"] {
+        assert!(from_components(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn harmless_settings_are_left_out_with_a_warning() {
+    let config = from_components(
+        "admin_config { listen_address: ':1' }\n\
+         notification_listen_address: 'a:1' notification_public_address: 'b:1' notification_use_http_notifier: true",
+    )
+    .unwrap()
+    .config;
+    assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
     assert!(
-        config.warnings[3].contains("`stats_config`"),
+        config.warnings[2].contains("`notification_use_http_notifier`"),
         "{:?}",
         config.warnings
     );

@@ -35,7 +35,12 @@ pub(super) struct Refusal {
     /// The limit that was met, if one was.
     limit: Option<Refused>,
     retry_after: Option<Duration>,
+    /// What the peer reads instead of the reason.
+    shown: Option<&'static str>,
 }
+
+/// When an agent may come again after the store has failed.
+const STORE_RETRY: Duration = Duration::from_secs(10);
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
@@ -44,6 +49,7 @@ impl Refusal {
             reason: reason.into(),
             limit: None,
             retry_after: None,
+            shown: None,
         }
     }
 
@@ -94,6 +100,11 @@ impl From<ContactError> for Refusal {
                 reason,
                 retry_after,
             } => Self::busy(refused, reason, retry_after),
+            ContactError::StoreFails(reason) => Self {
+                retry_after: Some(STORE_RETRY),
+                shown: Some("temporarily unavailable"),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+            },
             ContactError::Failed(reason) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, reason),
         }
     }
@@ -104,7 +115,7 @@ impl From<Refusal> for Reply {
         // What went wrong in here is for the log, not for whoever connects.
         let text = match refusal.status {
             StatusCode::INTERNAL_SERVER_ERROR => "internal error\n".into(),
-            _ => format!("{}\n", refusal.reason),
+            _ => format!("{}\n", refusal.shown.unwrap_or(&refusal.reason)),
         };
         let mut reply = Self::new(Full::new(Bytes::from(text)).boxed_unsync());
         *reply.status_mut() = refusal.status;

@@ -80,11 +80,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let values = [
-            self.status.as_str(),
-            self.kind.name(),
-            text(self.cache_hit),
-        ];
+        let values = [self.status.as_str(), self.kind.name(), text(self.cache_hit)];
         self.metrics.polls.of(values).inc();
         #[expect(clippy::cast_precision_loss, reason = "a metric")]
         let megabytes = |bytes: usize| bytes as f64 / 1_000_000.0;

@@ -58,8 +58,8 @@ fn bed(max_parallelism: u32) -> Bed {
         clock: Arc::clone(&clock),
         metrics: Arc::clone(&metrics),
     };
-    let mut services =
-        Services::new(&[], system, store, cache, clock, metrics).unwrap_or_else(|error| panic!("{error}"));
+    let mut services = Services::new(&[], system, store, cache, clock, metrics)
+        .unwrap_or_else(|error| panic!("{error}"));
     let service = Arc::new(Obedient::default());
     services.install(
         "obedient",
@@ -134,7 +134,7 @@ async fn p_050_message_whose_service_misses_the_deadline_stays_pending() {
     let deadline = Instant::now() + Duration::from_millis(5);
     let processed = bed(0)
         .services
-        .process_one(message(1, "wait"), deadline)
+        .process_one(message(1, "wait"), deadline, Try::Again)
         .await;
     assert_eq!(
         (processed.result, processed.data),
