@@ -102,8 +102,7 @@ async fn disk_fails_for_a_while(fault: Fault) {
             listen: "127.0.0.1:0".to_owned(),
             certificates_pem: authority.certificates_pem.clone(),
             key_pem: authority.key_pem.clone(),
-            streaming: true,
-            authorize_files: false,
+            ..AgentsConfig::default()
         }),
         ..Config::default()
     };
