@@ -69,19 +69,12 @@ fn files_written_by_stock_config_start_the_server_and_connect_an_agent() {
     .concat();
     let _server = Server::start_with(dir, arguments, listen, admin);
 
-    // Only the paths change: the tool writes those of an installed package.
-    let agent_dir = dir.join("agent");
-    fs::create_dir(&agent_dir).expect("a directory for the agent");
-    let config = fs::read_to_string(dir.join("client.config")).expect("the tool wrote this file");
-    let config = config
-        .replace("/etc/fleetspeak-client", &text(&agent_dir))
-        .replace(
-            "/var/lib/misc/fleetspeak-client.state",
-            &text(&agent_dir.join("state")),
-        );
-    let config_file = agent_dir.join("client.config");
-    fs::write(&config_file, config).expect("a configuration file");
-    let agent = Agent::start_with(&agent_dir, config_file, "linux", AgentOptions::STREAMING);
+    let agent = Agent::start_configured(
+        &dir.join("agent"),
+        &dir.join("client.config"),
+        "linux",
+        AgentOptions::STREAMING,
+    );
     let client = service.client_of(&agent);
     service.exchange(&client, "hello");
 }

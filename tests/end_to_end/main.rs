@@ -13,5 +13,6 @@ mod command_line;
 mod configuration;
 mod enrolment;
 mod files;
+mod grr;
 mod messages;
 mod restarts;

@@ -123,3 +123,23 @@ fn messages_for_an_absent_agent_wait_for_it() {
         assert_eq!(agent.times_delivered(text), 1, "{text}");
     }
 }
+
+#[test]
+fn messages_pushed_to_a_stream_whose_agent_dies_reach_the_next_one() {
+    let bed = Bed::start();
+    let mut agent = bed.start_agent("one", AgentOptions::STREAMING);
+    let client = bed.service.client_of(&agent);
+    bed.service.exchange(&client, "present");
+    // It no longer reads: what is pushed ends in its connection.
+    agent.freeze();
+    let texts: Vec<_> = (0..20).map(|number| format!("pushed-{number}")).collect();
+    let ids: Vec<_> = texts
+        .iter()
+        .map(|text| bed.service.send(&client.id, "Text", text).id)
+        .collect();
+    agent.kill();
+    agent.start_again();
+    bed.service
+        .wait_for_echoes(&client.id, &texts.iter().cloned().collect());
+    bed.service.wait_until_done(&ids);
+}

@@ -11,7 +11,7 @@ use super::upstream::{fleetspeak_client, python, script};
 use super::{ECHO, wait_until};
 
 /// How an agent talks to the server.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct AgentOptions {
     /// One long request in place of a poll every second.
     pub(crate) streaming: bool,
@@ -19,6 +19,8 @@ pub(crate) struct AgentOptions {
     pub(crate) http2: bool,
     /// A second label, beside the agent's name.
     pub(crate) label: Option<&'static str>,
+    /// What its echo service is called.
+    pub(crate) service: &'static str,
 }
 
 impl AgentOptions {
@@ -27,6 +29,7 @@ impl AgentOptions {
         deflate: false,
         http2: false,
         label: None,
+        service: ECHO,
     };
     pub(crate) const STREAMING: Self = Self {
         streaming: true,
@@ -77,6 +80,27 @@ impl Agent {
         Self::start_with(dir, config, name, options)
     }
 
+    /// Starts an agent with a configuration that the stock tool made and that
+    /// gives it `name` as a label.
+    ///
+    /// Only the paths change: the tool writes those of an installed package.
+    pub(crate) fn start_configured(
+        dir: &Path,
+        made: &Path,
+        name: &str,
+        options: AgentOptions,
+    ) -> Self {
+        fs::create_dir_all(dir).expect("a directory for the agent");
+        let config = fs::read_to_string(made).expect("the tool wrote this file");
+        let state = text(&dir.join("state"));
+        let config = config
+            .replace("/etc/fleetspeak-client", &text(dir))
+            .replace("/var/lib/misc/fleetspeak-client.state", &state);
+        let config_file = dir.join("client.config");
+        fs::write(&config_file, config).expect("a configuration file");
+        Self::start_with(dir, config_file, name, options)
+    }
+
     /// Starts an agent with a configuration file that names `dir` as its
     /// configuration directory and `name` as a label.
     pub(crate) fn start_with(
@@ -91,7 +115,7 @@ impl Agent {
             .expect("a communicator file");
         fs::write(
             services.join("echo.service"),
-            echo_service(&dir.join("journal")),
+            echo_service(options.service, &dir.join("journal")),
         )
         .expect("a service file");
         Self {
@@ -115,6 +139,16 @@ impl Agent {
     pub(crate) fn log(&self) -> String {
         let log = fs::read(self.dir.join("agent.log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Whether the agent has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.ended().is_some()
+    }
+
+    /// Stops the agent where it is, until it is killed.
+    pub(crate) fn freeze(&self) {
+        self.process.freeze();
     }
 
     pub(crate) fn kill(&mut self) {
@@ -174,9 +208,9 @@ fn communicator(options: AgentOptions) -> String {
     )
 }
 
-fn echo_service(journal: &Path) -> String {
+fn echo_service(name: &str, journal: &Path) -> String {
     format!(
-        "name: {ECHO:?}\nfactory: \"Daemon\"\n\
+        "name: {name:?}\nfactory: \"Daemon\"\n\
          config {{ [type.googleapis.com/fleetspeak.daemonservice.Config] {{\n\
          argv: {:?} argv: {:?} argv: {journal:?}\n\
          disable_resource_monitoring: true\n\

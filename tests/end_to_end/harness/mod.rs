@@ -17,7 +17,7 @@ use tempfile::TempDir;
 pub(crate) use agent::{Agent, AgentOptions};
 pub(crate) use server::{Server, free_address, text};
 pub(crate) use service::{Client, ServerSideService, Status};
-pub(crate) use upstream::{fleetspeak_admin, fleetspeak_config};
+pub(crate) use upstream::{fleetspeak_admin, fleetspeak_config, run_script};
 pub(crate) use wait::{wait_until, wait_within};
 
 /// The service on the server and on every agent.

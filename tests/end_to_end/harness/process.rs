@@ -44,8 +44,18 @@ impl Process {
 
     /// Asks the process to stop.
     pub(crate) fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Stops the process where it is, until it is killed.
+    pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    fn signal(&self, name: &str) {
         let sent = Command::new("sh")
-            .args(["-c", "kill -TERM \"$0\"", &self.child.id().to_string()])
+            .args(["-c", "kill -\"$0\" \"$1\"", name])
+            .arg(self.child.id().to_string())
             .status();
         assert!(
             sent.expect("sh runs").success(),

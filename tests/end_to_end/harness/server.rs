@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::process::{Process, append_to, command};
-use super::upstream::{output, python, script};
+use super::upstream::{fleetspeak_admin, output, python, script};
 use super::{ECHO, wait_until, wait_within};
 
 /// A running `fleethold serve`.
@@ -82,6 +82,16 @@ impl Server {
     /// The server's own certificate.
     pub(crate) fn certificate(&self) -> PathBuf {
         self.dir.join("server.pem")
+    }
+
+    /// Returns the ids of all clients that have an agent's label.
+    pub(crate) fn client_ids(&self) -> Vec<String> {
+        let list = fleetspeak_admin::<&str>(&self.admin, &["listclients"]);
+        list.lines()
+            .filter(|line| line.contains("[client:"))
+            .filter_map(|line| line.split_whitespace().next())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Kills the server without a warning.

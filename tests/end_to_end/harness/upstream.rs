@@ -46,6 +46,11 @@ pub(crate) fn script(name: &str) -> PathBuf {
     workspace().join("tests/python").join(name)
 }
 
+/// Runs a script of ours in `tests/python` to its end.
+pub(crate) fn run_script<A: AsRef<OsStr>>(name: &str, arguments: &[A]) {
+    output(command(python()).arg(script(name)).args(arguments));
+}
+
 /// Runs a command to its end and returns its stdout.
 pub(crate) fn output(command: &mut Command) -> String {
     let output = command
