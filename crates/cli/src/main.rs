@@ -12,6 +12,7 @@ mod messages;
 mod output;
 mod serve;
 mod signals;
+mod stock;
 mod store;
 mod upload;
 
@@ -39,6 +40,8 @@ struct Cli {
 enum Command {
     /// Run a server; without any flag, one for this machine in ./fleethold-data
     Serve(Box<serve::ServeArgs>),
+    /// Check flags and files as for `serve`, and change nothing
+    CheckConfig(Box<serve::CheckArgs>),
     /// List and blacklist clients
     #[command(subcommand)]
     Client(clients::ClientCommand),
@@ -54,7 +57,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(stock::translate(std::env::args_os()));
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -73,6 +76,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => Box::pin(serve::run(*args, clock)).await,
+            Command::CheckConfig(args) => Box::pin(serve::check_config(*args)).await,
             Command::Client(command) => Box::pin(command.run()).await,
             Command::Message(command) => Box::pin(command.run()).await,
             Command::Broadcast(command) => Box::pin(command.run(&*clock)).await,

@@ -63,6 +63,17 @@ impl Failure {
         self
     }
 
+    #[must_use]
+    pub(crate) fn with_exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// Returns the failure for machines.
+    pub(crate) fn json(&self) -> Value {
+        json!({ "error": format!("{:#}", self.error), "hint": self.hint })
+    }
+
     /// Writes the failure to standard error.
     pub(crate) fn report(&self) {
         let (red, end) = if colored(&io::stderr()) {

@@ -1,6 +1,7 @@
 //! `fleethold serve`: from the command line to a running server, and its end.
 
 mod agents;
+mod check;
 mod plan;
 
 use std::net::SocketAddr;
@@ -21,6 +22,8 @@ use crate::logging::LogArgs;
 use crate::output::{self, Exit, Failure};
 use crate::signals::Signals;
 use crate::store::StoreUrl;
+
+pub(crate) use check::{CheckArgs, run as check_config};
 
 /// When a stop that does not come to an end is cut off.
 const STOP_LIMIT: Duration = Duration::from_millis(9500);

@@ -23,6 +23,7 @@ mod admin;
 mod broadcasts;
 mod cache;
 mod certificate;
+mod check;
 mod contacts;
 mod engine;
 mod https;
@@ -44,6 +45,7 @@ use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+pub use check::check;
 pub use config::{AdminConfig, AgentsConfig, Config, ConfigError};
 pub use limits::Limits;
 pub use services::ServiceConfigError;
@@ -243,14 +245,19 @@ async fn listen(
         whom,
         source,
     };
-    // `:443` means every address of this machine.
-    let full = match address.strip_prefix(':') {
-        Some(port) => format!("[::]:{port}"),
-        None => address.to_owned(),
-    };
-    let listener = TcpListener::bind(&full).await.map_err(error)?;
+    let listener = TcpListener::bind(full_address(address))
+        .await
+        .map_err(error)?;
     let address = listener.local_addr().map_err(error)?;
     Ok((address, listener))
+}
+
+/// Returns an address with its host: `:443` means every address of this machine.
+pub(crate) fn full_address(address: &str) -> String {
+    match address.strip_prefix(':') {
+        Some(port) => format!("[::]:{port}"),
+        None => address.to_owned(),
+    }
 }
 
 /// Returns an error with its causes on one line.

@@ -46,7 +46,7 @@ impl Plan {
         Ok(plan)
     }
 
-    fn from_upstream(args: ServeArgs, components: &Path) -> Result<Self, Failure> {
+    pub(super) fn from_upstream(args: ServeArgs, components: &Path) -> Result<Self, Failure> {
         let components_text = read(components)?;
         let services_text = args.services_config.as_deref().map(read).transpose()?;
         let services = args
@@ -96,9 +96,7 @@ impl Plan {
     }
 
     fn from_data_dir(args: ServeArgs, clock: &dyn Clock, random: &Random) -> Result<Self, Failure> {
-        let (listen_host, _) =
-            split_listen(&args.listen).expect("checked when the command line was read");
-        let names = certificate_names(listen_host, &args.public_addresses)?;
+        let (listen_host, names) = certificate_names_of(&args.listen, &args.public_addresses)?;
 
         let mut dir = DataDir::open(&args.data_dir)?;
         let certificates = dir.certificates(&names, clock.now(), random)?;
@@ -209,6 +207,15 @@ pub(super) fn server_name(host: &str) -> Option<ServerName<'static>> {
     ServerName::try_from(host.to_owned()).ok()
 }
 
+/// Returns the host of a listener, and what its certificate has to be valid for.
+pub(super) fn certificate_names_of<'a>(
+    listen: &'a str,
+    public_addresses: &[String],
+) -> Result<(&'a str, Vec<ServerName<'static>>), Failure> {
+    let (host, _) = split_listen(listen).expect("checked when the command line was read");
+    Ok((host, certificate_names(host, public_addresses)?))
+}
+
 fn certificate_names(
     listen_host: &str,
     public_addresses: &[String],
@@ -244,7 +251,7 @@ fn is_everywhere(host: &str) -> bool {
             .is_ok_and(|address: IpAddr| address.is_unspecified())
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
+pub(super) fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|error| {
         let hint = match error.kind() {
             ErrorKind::PermissionDenied => "allow the user who runs the server to read it",
@@ -257,7 +264,7 @@ fn read(path: &Path) -> Result<String, Failure> {
     })
 }
 
-fn wrong_config(error: ConfigError) -> Failure {
+pub(super) fn wrong_config(error: ConfigError) -> Failure {
     let hint = error.hint().to_owned();
     Failure::new(Exit::Usage, error).hint(hint)
 }

@@ -292,7 +292,7 @@ impl Installed {
     }
 }
 
-fn make(config: &ServiceConfig) -> Result<Arc<dyn Service>, ServiceConfigError> {
+pub(crate) fn make(config: &ServiceConfig) -> Result<Arc<dyn Service>, ServiceConfigError> {
     let problem = |problem: String| ServiceConfigError {
         service: config.name.clone(),
         problem,
