@@ -5,8 +5,7 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use flate2::{Decompress, FlushDecompress, Status};
+use bytes::Bytes;
 use fleethold_store::ClientId;
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode};
@@ -15,14 +14,12 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::inflate::Inflater;
 use super::reply::Refusal;
 use crate::limits::{Gate, Held, Limits, Refused};
 
 /// When an agent may try again that met too much in flight.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-
-/// How much is decompressed at a time.
-const INFLATED_CHUNK_BYTES: usize = 16 * 1024;
 
 /// Why a body cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -294,53 +291,6 @@ pub(super) fn append(buffer: &mut Vec<u8>, bytes: &[u8], total: usize) {
     buffer.extend_from_slice(bytes);
 }
 
-/// An incremental zlib decoder that holds nothing back at a flush.
-struct Inflater {
-    state: Decompress,
-    /// The last output was cut off by its size.
-    more: bool,
-    finished: bool,
-}
-
-impl Default for Inflater {
-    fn default() -> Self {
-        Self {
-            state: Decompress::new(true),
-            more: false,
-            finished: false,
-        }
-    }
-}
-
-impl Inflater {
-    /// Returns the next output; `None` when more input is needed.
-    fn inflate(&mut self, input: &mut Bytes) -> Result<Option<Bytes>, BodyError> {
-        while !self.finished && (self.more || !input.is_empty()) {
-            let mut output = Vec::with_capacity(INFLATED_CHUNK_BYTES);
-            let before = self.state.total_in();
-            let status = self
-                .state
-                .decompress_vec(input, &mut output, FlushDecompress::None)
-                .map_err(|_| BodyError::NotZlib)?;
-            let consumed = self.state.total_in() - before;
-            input.advance(usize::try_from(consumed).expect("at most the input's length"));
-            if input.is_empty() {
-                // An empty rest would keep the connection's read buffer alive.
-                *input = Bytes::new();
-            }
-            self.finished = status == Status::StreamEnd;
-            self.more = output.len() == output.capacity();
-            if !output.is_empty() {
-                return Ok(Some(Bytes::from(output)));
-            }
-            if consumed == 0 {
-                break;
-            }
-        }
-        Ok(None)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -354,6 +304,7 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::UnboundedReceiverStream;
 
+    use super::super::inflate::CHUNK_BYTES;
     use super::*;
 
     fn zlib(plain: &[u8]) -> Vec<u8> {
@@ -382,12 +333,7 @@ mod tests {
         let body = StreamBody::new(UnboundedReceiverStream::new(frames));
         let mut body = PlainBody::new(body, Encoding::Deflate);
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
-        for part in [
-            vec![1; 3],
-            vec![2; INFLATED_CHUNK_BYTES],
-            vec![3; 100_000],
-            vec![4],
-        ] {
+        for part in [vec![1; 3], vec![2; CHUNK_BYTES], vec![3; 100_000], vec![4]] {
             encoder.write_all(&part).unwrap();
             encoder.flush().unwrap();
             let compressed = Bytes::from(std::mem::take(encoder.get_mut()));

@@ -13,6 +13,7 @@ mod framing;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod identity;
+mod inflate;
 mod message;
 mod percent;
 mod proxy;
