@@ -2,6 +2,7 @@
 
 mod agents;
 mod check;
+mod inherit;
 mod plan;
 
 use std::net::SocketAddr;
@@ -109,6 +110,8 @@ async fn start(
 ) -> Result<Running, Failure> {
     let mut plan = plan::Plan::new(args, &*clock, &random)?;
     agents::allow_open_files(&mut plan.config.limits);
+    let names = std::env::var("LISTEN_FDNAMES").ok();
+    inherit::take(&mut plan.config, names.as_deref())?;
     for warning in &plan.config.warnings {
         tracing::warn!("{warning}");
     }

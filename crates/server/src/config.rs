@@ -23,6 +23,7 @@ pub use frontend::{Frontend, XfccElement, default_trusted_proxies};
 pub use ipnet::IpNet;
 
 use crate::limits::Limits;
+use crate::listen::Listeners;
 use crate::tls::{self, TlsError};
 
 /// The largest request to the admin interface in bytes, the same as upstream's.
@@ -62,6 +63,10 @@ pub struct Config {
     pub limits: Limits,
     /// Whether metrics tell clients with different labels and agents of different versions apart, as upstream's do.
     pub metrics_by_client_labels: bool,
+    /// Sockets to use instead of the addresses.
+    pub listeners: Listeners,
+    /// Whether other processes may listen on the same addresses, as a successor does.
+    pub reuse_port: bool,
     /// What the configuration asks for and this server leaves out, one sentence each, for the log.
     pub warnings: Vec<String>,
 }
@@ -268,6 +273,8 @@ impl Default for Config {
             stop_limit: DEFAULT_STOP_LIMIT,
             limits: Limits::default(),
             metrics_by_client_labels: true,
+            listeners: Listeners::default(),
+            reuse_port: false,
             warnings: Vec::new(),
         }
     }

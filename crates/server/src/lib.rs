@@ -27,6 +27,7 @@ mod check;
 mod contacts;
 mod engine;
 mod https;
+mod listen;
 mod metrics;
 mod operations;
 mod services;
@@ -48,12 +49,14 @@ use tokio::time::Instant;
 pub use check::check;
 pub use config::{AdminConfig, AgentsConfig, Config, ConfigError};
 pub use limits::Limits;
+pub use listen::Listeners;
 pub use services::ServiceConfigError;
 
 use crate::admin::{Admin, AdminServer};
 use crate::contacts::Contacts;
 use crate::engine::Engine;
 use crate::https::AgentServer;
+use crate::listen::Wanted;
 use crate::operations::{Health, OperationsServer, Port};
 
 /// A running server.
@@ -104,6 +107,13 @@ impl Server {
         let engine = Arc::new(Engine::new(&config, store, clock, random)?);
         let required_label = config.required_label.clone();
 
+        let listeners = &config.listeners;
+        let shared = config.reuse_port;
+        let wanted = |address, inherited| Wanted {
+            address,
+            inherited,
+            shared,
+        };
         // All that can fail comes before anything runs.
         let mut agents = None;
         if let Some(config) = &config.agents {
@@ -117,22 +127,25 @@ impl Server {
             if let Some(expiry) = tls::expiry(&config.certificates_pem) {
                 engine.metrics.set_certificate_expiry("agents", expiry);
             }
-            let (address, listener) = listen(&config.listen, "agents").await?;
+            let (address, listener) =
+                listen(&wanted(&config.listen, listeners.agents.as_ref()), "agents").await?;
             agents = Some((address, listener, tls, config));
         }
         let mut admin = None;
         if let Some(config) = &config.admin {
-            admin = Some(listen(&config.listen, "the admin API").await?);
+            let wanted = wanted(&config.listen, listeners.admin.as_ref());
+            admin = Some(listen(&wanted, "the admin API").await?);
         }
         let stats = match &config.stats_listen {
-            Some(listen_at) => Some(listen(listen_at, "metrics").await?),
+            Some(listen_at) => Some(listen(&wanted(listen_at, None), "metrics").await?),
             None => None,
         };
         let health_check = match &config.health_check_listen {
-            Some(listen_at) => Some(listen(listen_at, "health checks").await?),
+            Some(listen_at) => Some(listen(&wanted(listen_at, None), "health checks").await?),
             None => None,
         };
 
+        let inherited_agents = listeners.agents.is_some();
         let agents = agents.map(|(address, listener, tls, config)| {
             let contacts = Contacts {
                 engine: Arc::clone(&engine),
@@ -144,6 +157,7 @@ impl Server {
                 authorize_files: config.authorize_files,
                 frontend: config.frontend.clone(),
                 proxy_protocol: config.proxy_protocol,
+                inherited: inherited_agents,
                 trusted_proxies: config.trusted_proxies.clone(),
                 ..https::Options::new(tls.map(Arc::new))
             };
@@ -237,19 +251,14 @@ impl Server {
 }
 
 async fn listen(
-    address: &str,
+    wanted: &Wanted<'_>,
     whom: &'static str,
 ) -> Result<(SocketAddr, TcpListener), StartError> {
-    let error = |source| StartError::Listen {
-        address: address.to_owned(),
+    wanted.listen().await.map_err(|source| StartError::Listen {
+        address: wanted.address.to_owned(),
         whom,
         source,
-    };
-    let listener = TcpListener::bind(full_address(address))
-        .await
-        .map_err(error)?;
-    let address = listener.local_addr().map_err(error)?;
-    Ok((address, listener))
+    })
 }
 
 /// Returns an address with its host: `:443` means every address of this machine.

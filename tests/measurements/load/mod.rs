@@ -8,8 +8,10 @@ pub(crate) mod agent;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::{Agent, AgentStream, Authority, StreamOptions, message, post};
@@ -29,21 +31,21 @@ const ANNOUNCED_BYTES: usize = 20 * 1024 * 1024;
 /// How many agents connect at the same time.
 const AT_ONCE: usize = 50;
 
+/// What servers of one installation have in common.
+pub(crate) struct Installation {
+    authority: Authority,
+    dir: TempDir,
+}
+
 /// A server that is ready; killed when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) addr: SocketAddr,
-    authority: Authority,
-    _dir: TempDir,
+    installation: Arc<Installation>,
 }
 
-impl Server {
-    /// Starts the program with its usual limits, except that agents may enrol fast.
-    pub(crate) fn start() -> Self {
-        Self::start_with(&[])
-    }
-
-    pub(crate) fn start_with(more: &[&str]) -> Self {
+impl Installation {
+    pub(crate) fn new() -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::new();
         let components = Config {
@@ -58,25 +60,55 @@ impl Server {
             }),
             ..Config::default()
         };
-        let file = |name: &str, content: String| {
-            let path = dir.path().join(name);
-            fs::write(&path, content).unwrap();
-            path
+        let write = |name: &str, content: &str| fs::write(dir.path().join(name), content).unwrap();
+        write("components.config", &text::print(&components));
+        write(
+            "services.config",
+            "services { name: \"sink\" factory: \"NOOP\" }",
+        );
+        Arc::new(Self { authority, dir })
+    }
+
+    /// Starts the program with its usual limits, except that agents may enrol
+    /// fast; with a socket as a service manager does it.
+    pub(crate) fn serve(self: &Arc<Self>, socket: Option<&TcpListener>) -> Server {
+        let path = |name: &str| self.dir.path().join(name);
+        let program = env!("CARGO_BIN_EXE_fleethold");
+        let mut command = match socket {
+            None => Command::new(program),
+            Some(_) => {
+                // The shell moves the socket to where it has to be, and becomes the server.
+                let mut shell = Command::new("sh");
+                shell
+                    .args([
+                        "-c",
+                        "exec 3<&0 0</dev/null; LISTEN_PID=$$ exec \"$@\"",
+                        "sh",
+                    ])
+                    .arg(program)
+                    .env("LISTEN_FDS", "1")
+                    .env("LISTEN_FDNAMES", "agents");
+                shell
+            }
         };
-        let components = file("components.config", text::print(&components));
-        let services = "services { name: \"sink\" factory: \"NOOP\" }".to_owned();
-        let services = file("services.config", services);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_fleethold"))
-            .args(["serve", "--log", "warn"])
+        command.stdin(match socket {
+            None => Stdio::null(),
+            Some(socket) => Stdio::from(OwnedFd::from(socket.try_clone().unwrap())),
+        });
+        let mut child = command
+            .args([
+                "serve",
+                "--log",
+                "warn",
+                "--max-enrolments-per-second",
+                "10000",
+            ])
             .arg("--components-config")
-            .arg(components)
+            .arg(path("components.config"))
             .arg("--services-config")
-            .arg(services)
+            .arg(path("services.config"))
             .arg("--store")
-            .arg(format!("sqlite:{}", dir.path().join("db").display()))
-            .args(["--max-enrolments-per-second", "10000"])
-            .args(more)
-            .stdin(Stdio::null())
+            .arg(format!("sqlite:{}", path("db").display()))
             .stdout(Stdio::piped())
             .spawn()
             .expect("the program was built");
@@ -89,16 +121,21 @@ impl Server {
                 _ => {}
             }
         }
-        Self {
+        Server {
             child,
             addr: addr.expect("the server is ready and tells its address"),
-            authority,
-            _dir: dir,
+            installation: Arc::clone(self),
         }
+    }
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Installation::new().serve(None)
     }
 
     pub(crate) fn agent(&self) -> Agent {
-        Agent::new(self.addr, &self.authority)
+        Agent::new(self.addr, &self.installation.authority)
     }
 
     /// Returns the server's resident memory.

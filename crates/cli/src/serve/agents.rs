@@ -19,6 +19,9 @@ pub(crate) struct AgentArgs {
     /// The element of X-Forwarded-Client-Cert that counts: first, if the proxy replaces the header; last, if it appends
     #[arg(long, value_name = "WHICH", default_value = "first")]
     xfcc_element: Which,
+    /// Listen also where another server does, so that it can be stopped once this one is ready
+    #[arg(long)]
+    reuse_port: bool,
     /// How many clients to expect; the limits below follow from it
     #[arg(long, value_name = "N", default_value_t = DEFAULT_EXPECTED_CLIENTS)]
     #[arg(help_heading = LIMITS, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
@@ -77,6 +80,7 @@ impl AgentArgs {
     /// Completes a configuration.
     pub(crate) fn apply(&self, config: &mut Config) {
         config.limits = self.limits();
+        config.reuse_port = self.reuse_port;
         let Some(agents) = &mut config.agents else {
             return;
         };

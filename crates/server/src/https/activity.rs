@@ -12,6 +12,9 @@ const STALLED_AFTER: Duration = Duration::from_secs(6 * 60);
 /// How often a busy connection is looked at when the server stops.
 const STOPPING_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a connection that begins while the server stops may take to do so.
+pub(super) const STOPPING_GRACE: Duration = Duration::from_secs(2);
+
 /// How long a connection may serve no request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct IdleLimits {
@@ -84,12 +87,13 @@ impl Activity {
         self.state().served
     }
 
-    /// Judges the connection; `stopping` allows no idle time.
+    /// Judges the connection; `stopping` allows no idle time but for the first request.
     pub(super) fn verdict(&self, now: Instant, stopping: bool) -> Verdict {
         let state = self.state();
         if state.requests == 0 {
             let limit = match state.served {
-                _ if stopping => Duration::ZERO,
+                true if stopping => Duration::ZERO,
+                false if stopping => self.limits.first.min(STOPPING_GRACE),
                 false => self.limits.first,
                 true => self.limits.between,
             };
@@ -161,7 +165,8 @@ mod tests {
             activity.verdict(after(9), false),
             Verdict::Fine(_)
         ));
-        assert_eq!(activity.verdict(after(0), true), Verdict::Idle);
+        assert!(matches!(activity.verdict(after(1), true), Verdict::Fine(_)));
+        assert_eq!(activity.verdict(after(2), true), Verdict::Idle);
         assert_eq!(activity.verdict(after(10), false), Verdict::Idle);
 
         let busy = activity.begin();

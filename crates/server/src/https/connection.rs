@@ -20,7 +20,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::activity::{Activity, IdleLimits, Verdict};
+use super::activity::{Activity, IdleLimits, STOPPING_GRACE, Verdict};
 use super::identity::{self, Unidentified};
 use super::proxy::{self, Start};
 use super::reply::{TiedBody, answer};
@@ -132,7 +132,7 @@ async fn handshake_and_serve(
                 return Err(too_slow("the handshake took too long"));
             }
         },
-        () = shared.phases.drain.cancelled() => return Ok(()),
+        () = too_late(&shared) => return Ok(()),
     };
     drop(permit);
     let (_, session) = tls.get_ref();
@@ -153,7 +153,7 @@ async fn source(
 ) -> io::Result<Option<(SocketAddr, Bytes)>> {
     let start = tokio::select! {
         start = tokio::time::timeout(shared.limits().handshake_timeout, proxy::read_start(tcp)) => start,
-        () = shared.phases.drain.cancelled() => return Ok(None),
+        () = too_late(shared) => return Ok(None),
     };
     let start = start.map_err(|_| {
         shared.refused(Refused::HandshakeTime);
@@ -185,6 +185,13 @@ fn refuse_untrusted(shared: &Shared, peer: SocketAddr, what: &str) {
             "closed a connection: this peer may not {what}; if it is your proxy, allow it with --trusted-proxy"
         );
     }
+}
+
+/// Returns when it is too late for a connection to begin: it was accepted, so
+/// while the server stops it is still served if it is quick.
+async fn too_late(shared: &Shared) {
+    shared.phases.drain.cancelled().await;
+    tokio::time::sleep(STOPPING_GRACE).await;
 }
 
 fn too_slow(what: &'static str) -> io::Error {
@@ -295,9 +302,14 @@ where
 async fn drive(http: &mut impl Http, connection: &Connection) -> io::Result<bool> {
     let drain = &connection.shared.phases.drain;
     let mut stopping = false;
+    let mut finishing = false;
     let mut closing: Option<Instant> = None;
     loop {
         let now = Instant::now();
+        if stopping && !finishing && connection.activity.has_served() {
+            finishing = true;
+            http.finish();
+        }
         let look = match (connection.activity.verdict(now, stopping), closing) {
             (Verdict::Stalled, _) => {
                 tracing::debug!(addr = %connection.addr, "closed a connection that makes no progress");
@@ -328,7 +340,6 @@ async fn drive(http: &mut impl Http, connection: &Connection) -> io::Result<bool
             () = tokio::time::sleep_until(look) => {}
             () = drain.cancelled(), if !stopping => {
                 stopping = true;
-                http.finish();
             }
         }
     }

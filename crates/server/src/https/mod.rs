@@ -26,11 +26,12 @@ mod transport;
 mod xfcc;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -62,6 +63,8 @@ pub(crate) struct Options {
     pub(crate) proxy_protocol: bool,
     /// Who may say whom it connects for.
     pub(crate) trusted_proxies: Vec<IpNet>,
+    /// Whether connections that are not accepted wait for the next server.
+    pub(crate) inherited: bool,
     /// Whether agents may open streams; otherwise they can only poll.
     pub(crate) streaming: bool,
     /// Whether downloads need a certificate and the required label.
@@ -80,6 +83,7 @@ impl Options {
             frontend: Frontend::default(),
             proxy_protocol: false,
             trusted_proxies: default_trusted_proxies(),
+            inherited: false,
             streaming: true,
             authorize_files: false,
             stream_lifetime: Duration::from_secs(8 * 60)..Duration::from_secs(10 * 60 + 30),
@@ -199,34 +203,21 @@ impl AgentServer {
 
 /// Accepts connections until the server stops.
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let phases = shared.phases.clone();
     let limits = shared.limits();
-    let slots = Arc::new(Semaphore::new(
-        limits.connections.min(Semaphore::MAX_PERMITS),
-    ));
-    let rate = Rate::new(limits.connections_per_second);
+    let door = Door {
+        slots: Arc::new(Semaphore::new(
+            limits.connections.min(Semaphore::MAX_PERMITS),
+        )),
+        rate: Rate::new(limits.connections_per_second),
+        shared: Arc::clone(&shared),
+    };
     let mut pause = ACCEPT_PAUSES.0;
     let accept_all = async {
         loop {
             match listener.accept().await {
                 Ok((tcp, addr)) => {
                     pause = ACCEPT_PAUSES.0;
-                    // What is too much is closed here and now: waiting
-                    // connections would keep others waiting, too.
-                    let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                        shared.refused(Refused::Connections);
-                        continue;
-                    };
-                    if rate.take(Instant::now()).is_err() {
-                        shared.refused(Refused::ConnectionRate);
-                        continue;
-                    }
-                    let addr = (addr.ip().to_canonical(), addr.port()).into();
-                    let connection = connection::serve(tcp, addr, Arc::clone(&shared));
-                    shared.tasks.spawn(async move {
-                        let _slot = slot;
-                        connection.await;
-                    });
+                    door.admit(tcp, addr);
                 }
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
@@ -240,8 +231,43 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     };
     tokio::select! {
         () = accept_all => {}
-        () = phases.drain.cancelled() => {}
-        () = phases.abort.cancelled() => {}
+        () = shared.phases.drain.cancelled() => {}
+        () = shared.phases.abort.cancelled() => return,
+    }
+    if shared.options.inherited {
+        return;
+    }
+    // Who waits already would be refused when the listener is closed.
+    while let Some(Ok((tcp, addr))) = listener.accept().now_or_never() {
+        door.admit(tcp, addr);
+    }
+}
+
+/// Lets connections in.
+struct Door {
+    slots: Arc<Semaphore>,
+    rate: Rate,
+    shared: Arc<Shared>,
+}
+
+impl Door {
+    fn admit(&self, tcp: TcpStream, addr: SocketAddr) {
+        // What is too much is closed here and now: waiting connections would
+        // keep others waiting, too.
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            self.shared.refused(Refused::Connections);
+            return;
+        };
+        if self.rate.take(Instant::now()).is_err() {
+            self.shared.refused(Refused::ConnectionRate);
+            return;
+        }
+        let addr = (addr.ip().to_canonical(), addr.port()).into();
+        let connection = connection::serve(tcp, addr, Arc::clone(&self.shared));
+        self.shared.tasks.spawn(async move {
+            let _slot = slot;
+            connection.await;
+        });
     }
 }
 
