@@ -67,6 +67,8 @@ fn the_command_line_creates_and_ends_a_broadcast() {
     let list = bed.server.run(&["broadcast", "list"]);
     assert!(list.contains(&id), "{list}");
     bed.server.run(&["broadcast", "disable", &id]);
+    let progress = bed.server.run(&["broadcast", "progress", "--json", &id]);
+    assert!(progress.contains("\"sent\": 1"), "{progress}");
     let list = bed.server.run(&["broadcast", "list"]);
     assert!(!list.contains(&id), "{list}");
 }

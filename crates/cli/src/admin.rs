@@ -32,6 +32,12 @@ pub(crate) struct AdminArgs {
 impl AdminArgs {
     /// Connects to the server.
     pub(crate) async fn connect(&self) -> Result<Client, Failure> {
+        let channel = self.channel().await?;
+        Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+    }
+
+    /// Connects to the server, for a service other than `fleetspeak.server.Admin`.
+    pub(crate) async fn channel(&self) -> Result<Channel, Failure> {
         let authority = match self.admin.strip_prefix(':') {
             Some(port) => format!("localhost:{port}"),
             None => self.admin.clone(),
@@ -46,13 +52,12 @@ impl AdminArgs {
             }
             Err(error) => Err(error),
         };
-        let channel = channel.map_err(|error| {
+        channel.map_err(|error| {
             let error = anyhow::Error::new(error).context(format!("cannot reach the server at `{}`", self.admin));
             Failure::new(Exit::Temporary, error).hint(
                 "start it with `fleethold serve`, or say where its admin interface is with --admin or FLEETHOLD_ADMIN",
             )
-        })?;
-        Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+        })
     }
 }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use fleethold_proto::fleethold::admin::v1::GetBroadcastProgressRequest;
+use fleethold_proto::fleethold::admin::v1::broadcasts_client::BroadcastsClient;
 use fleethold_proto::fleetspeak::server::{
     Broadcast, CreateBroadcastRequest, DisableBroadcastsRequest, ListActiveBroadcastsRequest,
 };
@@ -32,6 +34,10 @@ pub(crate) enum BroadcastCommand {
     ///
     /// With --json, prints an object with the field broadcast_ids, an array.
     Disable(DisableArgs),
+    /// Show how many agents were sent a broadcast, and what became of it
+    ///
+    /// With --json, prints an object with the fields broadcast_id, sent, acknowledged, failed and pending.
+    Progress(ProgressArgs),
 }
 
 #[derive(Args, Debug)]
@@ -92,12 +98,25 @@ pub(crate) struct DisableArgs {
     admin: AdminArgs,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct ProgressArgs {
+    /// The broadcast, active or not
+    #[arg(value_name = "ID")]
+    id: BroadcastId,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
 impl BroadcastCommand {
     pub(crate) async fn run(self, clock: &dyn Clock) -> Result<(), Failure> {
         match self {
             Self::Create(args) => create(*args, clock).await,
             Self::List(args) => list(args).await,
             Self::Disable(args) => disable(args).await,
+            Self::Progress(args) => progress(args).await,
         }
     }
 }
@@ -210,6 +229,34 @@ async fn disable(args: DisableArgs) -> Result<(), Failure> {
         return output::print_json(&json!({ "broadcast_ids": ids }));
     }
     Ok(())
+}
+
+async fn progress(args: ProgressArgs) -> Result<(), Failure> {
+    let mut broadcasts = BroadcastsClient::new(args.admin.channel().await?);
+    let request = GetBroadcastProgressRequest {
+        broadcast_id: args.id.to_bytes(),
+    };
+    let answer = broadcasts.get_broadcast_progress(request).await;
+    let progress = answer
+        .map_err(refused("show the progress of a broadcast"))?
+        .into_inner();
+    if args.json {
+        return output::print_json(&json!({
+            "broadcast_id": args.id.to_string(),
+            "sent": progress.sent,
+            "acknowledged": progress.acknowledged,
+            "failed": progress.failed,
+            "pending": progress.pending,
+        }));
+    }
+    let row = [
+        progress.sent,
+        progress.acknowledged,
+        progress.failed,
+        progress.pending,
+    ];
+    let titles = ["SENT", "ACKNOWLEDGED", "FAILED", "PENDING"];
+    output::print_table(titles, &[row.map(|count| count.to_string())])
 }
 
 async fn fetch_active(admin: &mut admin::Client) -> Result<Vec<Broadcast>, Failure> {

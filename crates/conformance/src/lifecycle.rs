@@ -307,6 +307,7 @@ fn all_calls(store: &dyn Store) -> Vec<(&'static str, Call<'_>)> {
         save_broadcast_message(&to_client(1, C1), broadcast_id(0), C1, None),
         list_active_broadcasts(),
         list_sent_broadcasts(C1),
+        broadcast_progress(broadcast_id(0)),
         create_allocation(broadcast_id(0), 0.5, at(200_000)),
         cleanup_allocation(broadcast_id(0), None, 1),
         store_file("service", "name", &mut &b"content"[..]),

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use fleethold_proto::fleetspeak::Message;
 use fleethold_proto::fleetspeak::server::Broadcast;
-use fleethold_store::{BROADCAST_UNLIMITED, ErrorKind, MAX_PAYLOAD_BYTES};
+use fleethold_store::{BROADCAST_UNLIMITED, BroadcastProgress, ErrorKind, MAX_PAYLOAD_BYTES};
 
 use crate::broadcasts::active;
 use crate::checks::{assert_messages, assert_refused, assert_same};
 use crate::refusals::malformed_messages;
 use crate::samples::{
     C1, C2, C3, bare_message, broadcast, broadcast_id, client_id, data, failure, message_id,
-    seconds, to_client, with_result,
+    seconds, success, to_client, with_result,
 };
 use crate::{Bed, cases};
 
@@ -28,6 +28,7 @@ cases![
     saving_without_allocation_counts_nothing,
     f_28_expired_broadcast_is_refused,
     sent_broadcasts_are_listed_by_id,
+    progress_counts_the_messages_of_a_broadcast_by_their_result,
     f_26_save_racing_with_disable_is_counted_or_refused,
 ];
 
@@ -366,6 +367,70 @@ async fn sent_broadcasts_are_listed_by_id(bed: Bed) {
     );
     let found = bed.store.list_sent_broadcasts(C2).await.unwrap();
     assert_same("none for an unknown client", &found, &[]);
+}
+
+async fn progress_counts_the_messages_of_a_broadcast_by_their_result(bed: Bed) {
+    let clients: Vec<_> = (1..=6).map(client_id).collect();
+    bed.add_clients(clients.iter().copied()).await;
+    let (id, other) = (broadcast_id(0), broadcast_id(1));
+    bed.store.create_broadcast(&broadcast(0), 8).await.unwrap();
+    bed.store.create_broadcast(&broadcast(1), 8).await.unwrap();
+    let none = BroadcastProgress::default();
+    let found = bed.store.broadcast_progress(id).await.unwrap();
+    assert_same("nothing is sent of a new broadcast", &found, &none);
+
+    let allocation = bed.allocate(id, 1.0).await.expect("all").id;
+    for (number, &client) in (1..).zip(&clients) {
+        let message = to_client(number, client);
+        let allocation = (number % 2 == 0).then_some(allocation);
+        let saved = bed
+            .store
+            .save_broadcast_message(&message, id, client, allocation);
+        saved.await.unwrap();
+    }
+    bed.store
+        .save_broadcast_message(&to_client(9, clients[0]), other, clients[0], None)
+        .await
+        .unwrap();
+    let results = [
+        (message_id(1), success(50)),
+        (message_id(2), success(50)),
+        (message_id(3), failure(50, "broken")),
+        (message_id(4), failure(50, "")),
+    ];
+    bed.store.set_message_results(&results).await.unwrap();
+    bed.store
+        .delete_pending_messages(&[clients[4]])
+        .await
+        .unwrap();
+    let expected = BroadcastProgress {
+        sent: 6,
+        acknowledged: 2,
+        failed: 3,
+        pending: 1,
+    };
+    let found = bed.store.broadcast_progress(id).await.unwrap();
+    assert_same(
+        "messages count by their result, with and without allocation",
+        &found,
+        &expected,
+    );
+    let pending = BroadcastProgress {
+        sent: 1,
+        pending: 1,
+        ..none
+    };
+    let found = bed.store.broadcast_progress(other).await.unwrap();
+    assert_same("each broadcast has its own progress", &found, &pending);
+
+    bed.store.disable_broadcasts(&[id]).await.unwrap();
+    let found = bed.store.broadcast_progress(id).await.unwrap();
+    assert_same("a disabled broadcast keeps its progress", &found, &expected);
+    assert_refused(
+        "`NotFound` for an unknown broadcast",
+        bed.store.broadcast_progress(broadcast_id(7)).await,
+        ErrorKind::NotFound,
+    );
 }
 
 async fn f_26_save_racing_with_disable_is_counted_or_refused(bed: Bed) {

@@ -50,7 +50,7 @@ mod generated {
 
 pub use any::{UnpackError, pack, unpack};
 pub use generated::google::protobuf::Any;
-pub use generated::{fleetspeak, google};
+pub use generated::{fleethold, fleetspeak, google};
 pub use prost::Name;
 pub use prost_types::{Duration, Timestamp};
 

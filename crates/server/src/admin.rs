@@ -18,6 +18,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fleethold_proto::fleethold::admin::v1::broadcasts_server::BroadcastsServer;
 use fleethold_proto::fleetspeak::server::admin_server;
 use fleethold_proto::fleetspeak::server::{
     BlacklistClientRequest, CreateBroadcastRequest, DeleteFileRequest,
@@ -72,10 +73,10 @@ impl AdminServer {
     pub(crate) fn start(listener: TcpListener, admin: Admin) -> Self {
         let stop = CancellationToken::new();
         let changes = TaskTracker::new();
-        let methods = Methods {
+        let methods = Arc::new(Methods {
             admin: Arc::new(admin),
             changes: changes.clone(),
-        };
+        });
         let incoming = TcpIncoming::from(listener)
             .with_nodelay(Some(true))
             .with_keepalive(Some(KEEPALIVE))
@@ -87,6 +88,7 @@ impl AdminServer {
                 accepted
             });
         let serving = Server::builder()
+            .add_service(BroadcastsServer::from_arc(Arc::clone(&methods)))
             .add_service(LimitedRequests::new(methods))
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let serving = tokio::spawn(async move {

@@ -181,8 +181,14 @@ CREATE TABLE allocations (
 CREATE TABLE broadcasts_sent (
     client_id BLOB NOT NULL REFERENCES clients ON DELETE CASCADE,
     broadcast_id BLOB NOT NULL REFERENCES broadcasts (broadcast_id) ON DELETE CASCADE,
+    -- carries the broadcast; no constraint, because messages may be removed before
+    message INTEGER NOT NULL,
     PRIMARY KEY (client_id, broadcast_id)
 ) STRICT, WITHOUT ROWID;
+
+-- For the progress of a broadcast; messages have the highest numbers, so rows
+-- of one broadcast are appended.
+CREATE INDEX messages_of_broadcast ON broadcasts_sent (broadcast_id, message);
 
 CREATE TABLE files (
     file INTEGER PRIMARY KEY,

@@ -14,8 +14,8 @@ use fleethold_store::clock::{epoch_micros, epoch_nanos, timestamp, timestamp_epo
 use fleethold_store::record::{BroadcastRecord, MessageRecord};
 use fleethold_store::{
     ALLOCATION_GRACE, AllocationId, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED,
-    BroadcastId, BroadcastInfo, BroadcastStore, ClientId, Error, ErrorKind, Result,
-    compute_broadcast_allocation, compute_broadcast_allocation_cleanup,
+    BroadcastId, BroadcastInfo, BroadcastProgress, BroadcastStore, ClientId, Error, ErrorKind,
+    Result, compute_broadcast_allocation, compute_broadcast_allocation_cleanup,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -85,10 +85,10 @@ impl BroadcastStore for SqliteStore {
             .write(OPERATION, move |tx| {
                 check_sendable(tx, OPERATION, broadcast, allocation)?;
                 clients::check_exists(tx, OPERATION, client)?;
-                let sent = tx
-                    .prepare_cached(INSERT_SENT)?
-                    .execute(params![client.as_bytes(), broadcast.as_bytes()])?;
-                if sent == 0 {
+                let has_it = tx
+                    .prepare_cached(HAS_BROADCAST)?
+                    .exists(params![client.as_bytes(), broadcast.as_bytes()])?;
+                if has_it {
                     let detail = format!("client {client} has broadcast {broadcast} already");
                     return Err(Error::new(ErrorKind::AlreadyExists, OPERATION, detail).into());
                 }
@@ -96,7 +96,14 @@ impl BroadcastStore for SqliteStore {
                     tx.prepare_cached(COUNT_IN_ALLOCATION)?
                         .execute(params![broadcast.as_bytes(), allocation.as_bytes()])?;
                 }
-                messages::insert(tx, &record, epoch_micros(tx.clock().client_retry_time()))
+                let due_micros = epoch_micros(tx.clock().client_retry_time());
+                let message = messages::insert(tx, &record, due_micros)?;
+                tx.prepare_cached(INSERT_SENT)?.execute(params![
+                    client.as_bytes(),
+                    broadcast.as_bytes(),
+                    message
+                ])?;
+                Ok(())
             })
             .await
     }
@@ -125,6 +132,34 @@ impl BroadcastStore for SqliteStore {
                     .query_map([client.as_bytes()], |row| broadcast_id(row, 0))?
                     .collect::<Result<_, _>>()?;
                 Ok(ids)
+            })
+            .await
+    }
+
+    async fn broadcast_progress(&self, id: BroadcastId) -> Result<BroadcastProgress> {
+        const OPERATION: &str = "broadcast_progress";
+        self.shared
+            .read(OPERATION, move |connection| {
+                let exists = connection
+                    .prepare_cached(BROADCAST_EXISTS)?
+                    .exists([id.as_bytes()])?;
+                if !exists {
+                    let detail = format!("broadcast {id} does not exist");
+                    return Err(Error::not_found(OPERATION, detail).into());
+                }
+                let count = |row: &Row<'_>, at| row.get(at).map(i64::cast_unsigned);
+                let progress = connection.prepare_cached(COUNT_RESULTS)?.query_row(
+                    [id.as_bytes()],
+                    |row| {
+                        Ok(BroadcastProgress {
+                            sent: count(row, 0)?,
+                            acknowledged: count(row, 1)?,
+                            failed: count(row, 2)?,
+                            pending: count(row, 3)?,
+                        })
+                    },
+                )?;
+                Ok(progress)
             })
             .await
     }
@@ -209,8 +244,26 @@ impl BroadcastStore for SqliteStore {
 
 const INSERT_SENT: &str = "\
 -- save_broadcast_message (sent)
-INSERT INTO broadcasts_sent (client_id, broadcast_id) VALUES (?1, ?2)
-ON CONFLICT DO NOTHING";
+INSERT INTO broadcasts_sent (client_id, broadcast_id, message) VALUES (?1, ?2, ?3)";
+
+const HAS_BROADCAST: &str = "\
+-- save_broadcast_message (check)
+SELECT 1 FROM broadcasts_sent WHERE client_id = ?1 AND broadcast_id = ?2";
+
+const BROADCAST_EXISTS: &str = "\
+-- broadcast_progress (check)
+SELECT 1 FROM broadcasts WHERE broadcast_id = ?1";
+
+const COUNT_RESULTS: &str = "\
+-- broadcast_progress
+SELECT
+    count(*),
+    count(*) FILTER (WHERE processed_seconds IS NOT NULL AND failure IS NULL),
+    count(*) FILTER (WHERE failure IS NOT NULL),
+    count(*) FILTER (WHERE message_id IS NOT NULL AND processed_seconds IS NULL)
+FROM broadcasts_sent AS sent INDEXED BY messages_of_broadcast
+LEFT JOIN messages USING (message)
+WHERE broadcast_id = ?1";
 
 const COUNT_IN_ALLOCATION: &str = "\
 -- save_broadcast_message (count)

@@ -229,10 +229,11 @@ pub(crate) fn store(tx: &Tx<'_>, records: &[MessageRecord], contact: Option<i64>
 }
 
 /// Stores a message that is due at `due` unless its id is known.
-pub(crate) fn insert(tx: &Tx<'_>, record: &MessageRecord, due_micros: i64) -> Worked<()> {
+pub(crate) fn insert(tx: &Tx<'_>, record: &MessageRecord, due_micros: i64) -> Worked<i64> {
     let due_micros = record.result.is_none().then_some(due_micros);
-    Insert::prepare(tx)?.run(tx, record, None, due_micros)?;
-    Ok(())
+    let known = Insert::prepare(tx)?.run(tx, record, None, due_micros)?;
+    // A payload has the number of its message, so this is the message either way.
+    Ok(known.unwrap_or_else(|| tx.last_insert_rowid()))
 }
 
 struct Insert<'tx> {

@@ -117,6 +117,7 @@ async fn use_everything(bed: &Bed) {
         .await
         .unwrap();
     store.list_sent_broadcasts(CLIENT).await.unwrap();
+    store.broadcast_progress(id).await.unwrap();
     store
         .cleanup_allocation(id, Some(AllocationId::new([0; 8])), 1)
         .await

@@ -26,6 +26,21 @@ pub struct BroadcastInfo {
     pub limit: u64,
 }
 
+/// What has become of the messages of a broadcast.
+///
+/// Messages that are no longer stored count as sent only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BroadcastProgress {
+    /// Clients that the broadcast was saved for.
+    pub sent: u64,
+    /// Messages that their client acknowledged.
+    pub acknowledged: u64,
+    /// Messages that failed, or were deleted by an operator.
+    pub failed: u64,
+    /// Messages that have no result yet.
+    pub pending: u64,
+}
+
 /// The right of one server to send some messages of a broadcast.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationInfo {
@@ -100,6 +115,15 @@ pub trait BroadcastStore: Send + Sync {
 
     /// Returns the ids of all broadcasts ever saved for a client, ascending.
     async fn list_sent_broadcasts(&self, client: ClientId) -> Result<Vec<BroadcastId>>;
+
+    /// Returns how many messages of a broadcast, saved under whatever
+    /// allocation, have which result.
+    ///
+    /// The work grows with what was sent: this is for operators, not for every contact.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown broadcast.
+    async fn broadcast_progress(&self, id: BroadcastId) -> Result<BroadcastProgress>;
 
     /// Reserves `fraction` of what is left under the limit, at least one
     /// message; `None` if nothing is left, or the broadcast is disabled or

@@ -62,6 +62,7 @@
 //! | `SaveBroadcastMessage` | [`BroadcastStore::save_broadcast_message`] | `None` for the empty allocation id |
 //! | `ListActiveBroadcasts` | [`BroadcastStore::list_active_broadcasts`] | |
 //! | `ListSentBroadcasts` | [`BroadcastStore::list_sent_broadcasts`] | |
+//! | – | [`BroadcastStore::broadcast_progress`] | new: how many messages have which result |
 //! | `CreateAllocation` | [`BroadcastStore::create_allocation`] | `None` for nil |
 //! | `CleanupAllocation` | [`BroadcastStore::cleanup_allocation`] | `None` for the empty allocation id |
 //! | `FileStore` | [`FileStore`] | |
@@ -95,7 +96,8 @@ use async_trait::async_trait;
 
 pub use broadcasts::{
     ALLOCATION_GRACE, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED, BroadcastInfo,
-    BroadcastStore, compute_broadcast_allocation, compute_broadcast_allocation_cleanup,
+    BroadcastProgress, BroadcastStore, compute_broadcast_allocation,
+    compute_broadcast_allocation_cleanup,
 };
 pub use clients::{ClientData, ClientStore, ContactData, ContactId, labels_equal};
 pub use clock::{Clock, ManualClock, SystemClock, client_retry_time, server_retry_time};

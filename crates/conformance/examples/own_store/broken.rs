@@ -13,9 +13,9 @@ use fleethold_proto::fleetspeak::server::{
 };
 use fleethold_proto::fleetspeak::{Label, Message, MessageResult};
 use fleethold_store::{
-    AllocationId, AllocationInfo, BroadcastId, BroadcastInfo, BroadcastStore, ClientData, ClientId,
-    ClientStore, Clock, ContactData, ContactId, FileStore, MemoryStore, MessageId,
-    MessageProcessor, MessageStore, Random, Result, ServiceLimits, Store, StoredFile,
+    AllocationId, AllocationInfo, BroadcastId, BroadcastInfo, BroadcastProgress, BroadcastStore,
+    ClientData, ClientId, ClientStore, Clock, ContactData, ContactId, FileStore, MemoryStore,
+    MessageId, MessageProcessor, MessageStore, Random, Result, ServiceLimits, Store, StoredFile,
 };
 use futures::stream::BoxStream;
 use tokio::io::AsyncRead;
@@ -208,6 +208,9 @@ impl BroadcastStore for Forgetful {
     }
     async fn list_sent_broadcasts(&self, client: ClientId) -> Result<Vec<BroadcastId>> {
         self.inner.list_sent_broadcasts(client).await
+    }
+    async fn broadcast_progress(&self, id: BroadcastId) -> Result<BroadcastProgress> {
+        self.inner.broadcast_progress(id).await
     }
     async fn create_allocation(
         &self,

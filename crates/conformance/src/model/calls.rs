@@ -11,8 +11,8 @@ use fleethold_proto::fleetspeak::server::{
 };
 use fleethold_proto::fleetspeak::{Annotations, Label, Message, MessageResult, annotations};
 use fleethold_store::{
-    AllocationId, AllocationInfo, BroadcastId, BroadcastInfo, ClientData, ClientId, ContactData,
-    ContactId, MessageId, Result, ServiceLimits, Store, StoredFile,
+    AllocationId, AllocationInfo, BroadcastId, BroadcastInfo, BroadcastProgress, ClientData,
+    ClientId, ContactData, ContactId, MessageId, Result, ServiceLimits, Store, StoredFile,
 };
 use futures::TryStreamExt;
 
@@ -77,6 +77,7 @@ pub(crate) enum Answer {
     Usage(Vec<ClientResourceUsageRecord>),
     Broadcasts(Vec<BroadcastInfo>),
     BroadcastIds(Vec<BroadcastId>),
+    Progress(BroadcastProgress),
     Allocation(Option<AllocationInfo>),
     Time(SystemTime),
     File(StoredFile),
@@ -320,6 +321,10 @@ pub(crate) async fn call(
         Op::ListActiveBroadcasts => Answer::Broadcasts(store.list_active_broadcasts().await?),
         Op::ListSentBroadcasts { client: number } => {
             Answer::BroadcastIds(store.list_sent_broadcasts(client(*number)).await?)
+        }
+        Op::BroadcastProgress { broadcast } => {
+            let id = broadcast_id((*broadcast).into());
+            Answer::Progress(store.broadcast_progress(id).await?)
         }
         Op::CreateAllocation {
             broadcast,

@@ -138,6 +138,9 @@ pub(crate) enum Op {
     ListSentBroadcasts {
         client: u8,
     },
+    BroadcastProgress {
+        broadcast: u8,
+    },
     CreateAllocation {
         broadcast: u8,
         percent: i8,
@@ -341,7 +344,10 @@ fn call(random: &mut StdRng) -> Op {
         84 => Op::ListSentBroadcasts {
             client: client(random),
         },
-        85..90 => Op::CreateAllocation {
+        85 => Op::BroadcastProgress {
+            broadcast: broadcast(random),
+        },
+        86..90 => Op::CreateAllocation {
             broadcast: broadcast(random),
             percent: *[-1, 0, 10, 50, 50, 100].choose(random).expect("a choice"),
             seconds: *[0, 60, 900].choose(random).expect("a choice"),

@@ -1,13 +1,15 @@
 //! Broadcasts: create, list, disable.
 
 use bytes::Bytes;
+use fleethold_proto::fleethold::admin::v1::broadcasts_server::Broadcasts;
+use fleethold_proto::fleethold::admin::v1::{BroadcastProgress, GetBroadcastProgressRequest};
 use fleethold_proto::fleetspeak::server::{Broadcast, CreateBroadcastRequest};
 use fleethold_store::BroadcastId;
-use tonic::Status;
+use tonic::{Request, Response, Status};
 
-use super::Admin;
 use super::parse;
 use super::status::status;
+use super::{Admin, Methods};
 
 impl Admin {
     /// Creates a broadcast; those of its group that it replaces end.
@@ -70,11 +72,38 @@ impl Admin {
         Ok(())
     }
 
+    /// Counts the messages of a broadcast by their result.
+    async fn broadcast_progress(&self, id: &[u8]) -> Result<BroadcastProgress, Status> {
+        let id = parse::broadcast_id(id)?
+            .ok_or_else(|| Status::invalid_argument("`broadcast_id` is missing"))?;
+        let progress = self.engine.store.broadcast_progress(id).await;
+        let progress = progress.map_err(status)?;
+        Ok(BroadcastProgress {
+            sent: progress.sent,
+            acknowledged: progress.acknowledged,
+            failed: progress.failed,
+            pending: progress.pending,
+        })
+    }
+
     /// Makes a change effective on this server at once. If that fails it
     /// becomes effective a little later; the change itself is done.
     async fn refresh_broadcasts(&self) {
         if let Err(error) = self.engine.broadcasts.refresh().await {
             tracing::warn!(error = %crate::chain(&error), "cannot refresh broadcasts");
         }
+    }
+}
+
+#[tonic::async_trait]
+impl Broadcasts for Methods {
+    async fn get_broadcast_progress(
+        &self,
+        request: Request<GetBroadcastProgressRequest>,
+    ) -> Result<Response<BroadcastProgress>, Status> {
+        let progress = self
+            .admin
+            .broadcast_progress(&request.get_ref().broadcast_id);
+        progress.await.map(Response::new)
     }
 }

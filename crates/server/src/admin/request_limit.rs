@@ -1,5 +1,6 @@
 //! The limit on the size of a request, and the code that says so.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use fleethold_proto::fleetspeak::server::admin_server;
@@ -22,8 +23,8 @@ use crate::config::MAX_ADMIN_REQUEST_BYTES;
 pub(super) struct LimitedRequests<S>(S);
 
 impl<A: admin_server::Admin> LimitedRequests<admin_server::AdminServer<A>> {
-    pub(super) fn new(methods: A) -> Self {
-        let service = admin_server::AdminServer::new(methods);
+    pub(super) fn new(methods: Arc<A>) -> Self {
+        let service = admin_server::AdminServer::from_arc(methods);
         Self(service.max_decoding_message_size(MAX_ADMIN_REQUEST_BYTES))
     }
 }

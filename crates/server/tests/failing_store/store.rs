@@ -11,9 +11,10 @@ use fleethold_proto::fleetspeak::server::{
 };
 use fleethold_proto::fleetspeak::{Label, Message, MessageResult};
 use fleethold_store::{
-    AllocationId, AllocationInfo, BroadcastId, BroadcastInfo, BroadcastStore, ClientData, ClientId,
-    ClientStore, ContactData, ContactId, Error, ErrorKind, FileStore, MemoryStore, MessageId,
-    MessageProcessor, MessageStore, Result, ServiceLimits, Store, StoredFile,
+    AllocationId, AllocationInfo, BroadcastId, BroadcastInfo, BroadcastProgress, BroadcastStore,
+    ClientData, ClientId, ClientStore, ContactData, ContactId, Error, ErrorKind, FileStore,
+    MemoryStore, MessageId, MessageProcessor, MessageStore, Result, ServiceLimits, Store,
+    StoredFile,
 };
 use futures::stream::BoxStream;
 use tokio::io::AsyncRead;
@@ -172,6 +173,7 @@ hand_on! {
         save_broadcast_message(message: &Message, broadcast: BroadcastId, client: ClientId, allocation: Option<AllocationId>) -> ();
         list_active_broadcasts() -> Vec<BroadcastInfo>;
         list_sent_broadcasts(client: ClientId) -> Vec<BroadcastId>;
+        broadcast_progress(id: BroadcastId) -> BroadcastProgress;
         create_allocation(broadcast: BroadcastId, fraction: f32, expiry: SystemTime) -> Option<AllocationInfo>;
         cleanup_allocation(broadcast: BroadcastId, allocation: Option<AllocationId>, final_sent: u64) -> ();
     }

@@ -182,6 +182,9 @@ pub(crate) const CALLS: &[Call] = calls! {
     READS list_sent_broadcasts |store, template| {
         store.list_sent_broadcasts(base_client(0)).await?
     };
+    READS broadcast_progress |store, template| {
+        store.broadcast_progress(broadcast_id(begun(Kind::Broadcast))).await?
+    };
     WRITES create_allocation |store, template| {
         let id = broadcast_id(begun(Kind::Broadcast));
         let expiry = UNIX_EPOCH + Duration::from_secs(CALL_SECONDS + 1_000);

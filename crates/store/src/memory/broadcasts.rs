@@ -10,7 +10,8 @@ use fleethold_proto::fleetspeak::server::Broadcast;
 use super::MemoryStore;
 use crate::broadcasts::{
     ALLOCATION_GRACE, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED, BroadcastInfo,
-    BroadcastStore, compute_broadcast_allocation, compute_broadcast_allocation_cleanup,
+    BroadcastProgress, BroadcastStore, compute_broadcast_allocation,
+    compute_broadcast_allocation_cleanup,
 };
 use crate::clock::{timestamp, timestamp_epoch_nanos};
 use crate::error::{Error, ErrorKind, Result};
@@ -106,13 +107,14 @@ impl BroadcastStore for MemoryStore {
             let sent = state.clients.sent_broadcasts(client).ok_or_else(|| {
                 Error::not_found(OPERATION, format!("client {client} does not exist"))
             })?;
-            if !sent.insert(broadcast) {
+            if sent.contains_key(&broadcast) {
                 return Err(Error::new(
                     ErrorKind::AlreadyExists,
                     OPERATION,
                     format!("client {client} has broadcast {broadcast} already"),
                 ));
             }
+            sent.insert(broadcast, record.id);
             if let Some(count) = count {
                 *count += 1;
             }
@@ -145,7 +147,25 @@ impl BroadcastStore for MemoryStore {
     async fn list_sent_broadcasts(&self, client: ClientId) -> Result<Vec<BroadcastId>> {
         self.shared.with("list_sent_broadcasts", |state| {
             let sent = state.clients.sent_broadcasts(client);
-            Ok(sent.iter().flat_map(|ids| ids.iter().copied()).collect())
+            Ok(sent.iter().flat_map(|ids| ids.keys().copied()).collect())
+        })
+    }
+
+    async fn broadcast_progress(&self, id: BroadcastId) -> Result<BroadcastProgress> {
+        const OPERATION: &str = "broadcast_progress";
+        self.shared.with(OPERATION, |state| {
+            state.broadcasts.row(OPERATION, id)?;
+            let mut progress = BroadcastProgress::default();
+            for message in state.clients.messages_of_broadcast(id) {
+                progress.sent += 1;
+                match state.messages.result(message) {
+                    None => {}
+                    Some(None) => progress.pending += 1,
+                    Some(Some(result)) if result.failure.is_some() => progress.failed += 1,
+                    Some(Some(_)) => progress.acknowledged += 1,
+                }
+            }
+            Ok(progress)
         })
     }
 

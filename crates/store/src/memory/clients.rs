@@ -247,7 +247,8 @@ struct Row {
     /// By (time in ns, number).
     contacts: BTreeMap<(i64, i64), ContactRecord>,
     usage: Vec<UsageRecord>,
-    sent_broadcasts: BTreeSet<BroadcastId>,
+    /// With the message that carries it.
+    sent_broadcasts: BTreeMap<BroadcastId, MessageId>,
 }
 
 impl Clients {
@@ -256,8 +257,20 @@ impl Clients {
     }
 
     /// Returns the broadcasts saved for a client.
-    pub(super) fn sent_broadcasts(&mut self, id: ClientId) -> Option<&mut BTreeSet<BroadcastId>> {
+    pub(super) fn sent_broadcasts(
+        &mut self,
+        id: ClientId,
+    ) -> Option<&mut BTreeMap<BroadcastId, MessageId>> {
         self.rows.get_mut(&id).map(|row| &mut row.sent_broadcasts)
+    }
+
+    /// Returns the messages that carry a broadcast.
+    pub(super) fn messages_of_broadcast(
+        &self,
+        id: BroadcastId,
+    ) -> impl Iterator<Item = MessageId> + '_ {
+        let sent = self.rows.values().map(|row| &row.sent_broadcasts);
+        sent.filter_map(move |sent| sent.get(&id).copied())
     }
 
     fn row(&mut self, operation: &'static str, id: ClientId) -> Result<&mut Row> {

@@ -262,6 +262,11 @@ impl Messages {
         self.rows.contains_key(&id)
     }
 
+    /// Returns the result of a message that exists, `None` within if it is pending.
+    pub(super) fn result(&self, id: MessageId) -> Option<Option<&ResultRecord>> {
+        self.rows.get(&id).map(|row| row.record.result.as_ref())
+    }
+
     pub(super) fn link(&mut self, contact: i64, id: MessageId) {
         if self.contains(id) {
             self.links.insert((contact, id));
