@@ -4,19 +4,26 @@
 //! it. A share that is used up is refilled on demand, so a limit is reached
 //! exactly and without waiting (protocol specification section 3.8).
 
+mod share;
+#[cfg(test)]
+mod tests;
+mod wake_up;
+
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fleethold_proto::fleetspeak::Message;
 use fleethold_proto::fleetspeak::server::Broadcast;
-use fleethold_proto::fleetspeak::{Address, Message};
-use fleethold_store::clock::timestamp;
+use fleethold_store::limits::fills_claim;
 use fleethold_store::{
-    AllocationId, AllocationInfo, BROADCAST_UNLIMITED, BroadcastId, BroadcastInfo, ClientId, Clock,
-    Error, ErrorKind, MessageId, Outcome, Random, Store,
+    BROADCAST_UNLIMITED, BroadcastId, BroadcastInfo, ClientId, Clock, Error, ErrorKind, MessageId,
+    Outcome, Random, Store,
 };
-use tokio::sync::RwLock;
+use tokio::sync::Notify;
 
+use self::share::{Report, Share};
 use crate::cache::CachedClient;
 use crate::streams::Streams;
 
@@ -26,10 +33,13 @@ const SHARE: f32 = 0.2;
 /// How long an allocation lasts.
 const ALLOCATION_LIFETIME: Duration = Duration::from_secs(10 * 60);
 
-/// Streams are woken in groups, so that a broadcast does not stop all else:
-/// this many in this time, 2,000 a second.
-const WAKE_UPS: usize = 50;
-const WAKE_UP_PERIOD: Duration = Duration::from_millis(25);
+/// The most broadcast messages a client gets at a time; it takes the next ones
+/// when these are on their way.
+const MOST_AT_A_TIME: usize = 100;
+
+/// The most ended shares that wait to be counted. Without its report, the store
+/// ends an allocation itself some minutes after its expiry.
+const MOST_UNREPORTED: usize = 10_000;
 
 /// The active broadcasts and what this server may send of them.
 pub(crate) struct Broadcasts {
@@ -41,6 +51,10 @@ pub(crate) struct Broadcasts {
     current: Mutex<Current>,
     /// What could not be reported yet; held while shares are made or ended.
     unreported: tokio::sync::Mutex<Vec<Report>>,
+    /// There is something new to send.
+    news: Notify,
+    /// A client did not get what it is due.
+    missed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -48,24 +62,6 @@ struct Current {
     /// Grows when a client that has been served may have to be served again.
     version: u64,
     shares: BTreeMap<BroadcastId, Arc<Share>>,
-}
-
-/// The right to send some messages of one broadcast.
-struct Share {
-    id: BroadcastId,
-    broadcast: Broadcast,
-    /// `None`: the broadcast is unlimited.
-    allocation: Option<AllocationInfo>,
-    sent: Mutex<u64>,
-    /// Read by senders for as long as `sent` may still change back.
-    in_use: RwLock<()>,
-}
-
-/// An ended share, to be counted in the store.
-struct Report {
-    broadcast: BroadcastId,
-    allocation: Option<AllocationId>,
-    sent: u64,
 }
 
 impl Broadcasts {
@@ -84,28 +80,37 @@ impl Broadcasts {
             poll,
             current: Mutex::default(),
             unreported: tokio::sync::Mutex::default(),
+            news: Notify::new(),
+            missed: AtomicBool::new(false),
         }
     }
 
-    /// Stores and returns the broadcast messages that `client` is due; after
-    /// an error those it has got so far, and the rest at its next contact.
+    /// Stores and returns broadcast messages that `client` is due, and whether
+    /// there are more; after an error those it has got so far, and the rest at
+    /// its next contact or after the next refresh.
     pub(crate) async fn messages_for(
         self: &Arc<Self>,
         client: ClientId,
         cached: &CachedClient,
-    ) -> Vec<Message> {
+    ) -> (Vec<Message>, bool) {
         let mut messages = Vec::new();
         let (version, shares) = self.matching(cached);
         if shares.is_empty() || cached.is_served(version) {
-            return messages;
+            return (messages, false);
         }
-        match self.send_all(shares, client, &mut messages).await {
-            Ok(()) => cached.set_served(version),
+        let more = match self.send_all(shares, client, &mut messages).await {
+            Ok(true) => true,
+            Ok(false) => {
+                cached.set_served(version);
+                false
+            }
             Err(error) => {
                 tracing::warn!(%client, error = %crate::chain(&error), "cannot send broadcasts");
+                self.missed.store(true, Ordering::Relaxed);
+                false
             }
-        }
-        messages
+        };
+        (messages, more)
     }
 
     /// Reads the active broadcasts again and wakes the open streams if there
@@ -134,19 +139,33 @@ impl Broadcasts {
         }
         let mut is_new = false;
         for info in active {
-            is_new |= self.renew(info, &mut unreported).await?;
+            match self.renew(info, &mut unreported).await {
+                Ok(renewed) => is_new |= renewed,
+                // The others must not wait for this one.
+                Err(error) => {
+                    tracing::warn!(error = %crate::chain(&error), "cannot renew the allocation of a broadcast");
+                }
+            }
         }
-        self.report(&mut unreported).await?;
-        drop(unreported);
         if is_new {
             self.with(|current| current.version += 1);
-            tokio::spawn(wake_all(Arc::clone(&self.streams)));
         }
+        if is_new || self.missed.swap(false, Ordering::Relaxed) {
+            self.news.notify_one();
+        }
+        self.report(&mut unreported).await;
         Ok(())
     }
 
-    /// Refreshes now and then, for ever.
+    /// Refreshes now and then and wakes streams, for ever.
     pub(crate) async fn run(self: Arc<Self>) {
+        let ((), ()) = tokio::join!(
+            self.refresh_repeatedly(),
+            wake_up::run(&self.news, &self.streams)
+        );
+    }
+
+    async fn refresh_repeatedly(self: &Arc<Self>) {
         loop {
             if let Err(error) = self.refresh().await {
                 tracing::warn!(error = %crate::chain(&error), "cannot refresh broadcasts");
@@ -164,9 +183,7 @@ impl Broadcasts {
         {
             unreported.push(share.end().await);
         }
-        if let Err(error) = self.report(&mut unreported).await {
-            tracing::warn!(error = %crate::chain(&error), "cannot give the rest of broadcast allocations back");
-        }
+        self.report(&mut unreported).await;
     }
 
     fn matching(&self, client: &CachedClient) -> (u64, Vec<Arc<Share>>) {
@@ -179,14 +196,18 @@ impl Broadcasts {
         })
     }
 
+    /// Returns whether there is more to send.
     async fn send_all(
         self: &Arc<Self>,
         shares: Vec<Arc<Share>>,
         client: ClientId,
         messages: &mut Vec<Message>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let sent = self.store.list_sent_broadcasts(client).await?;
         for share in shares.into_iter().filter(|share| !sent.contains(&share.id)) {
+            if messages.len() >= MOST_AT_A_TIME || fills_claim(messages) {
+                return Ok(true);
+            }
             // A task of its own: an agent that hangs up must not stop it
             // between the store's count and ours.
             let broadcasts = Arc::clone(self);
@@ -196,7 +217,7 @@ impl Broadcasts {
                 Err(error) => tracing::error!(%error, "sending a broadcast panicked"),
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Sends one message, refilling the share if it is used up.
@@ -258,7 +279,7 @@ impl Broadcasts {
         let share = self
             .replace(used_up.broadcast.clone(), used_up.id, &mut unreported)
             .await?;
-        self.report(&mut unreported).await?;
+        self.report(&mut unreported).await;
         Ok(share)
     }
 
@@ -332,115 +353,31 @@ impl Broadcasts {
         Ok(share)
     }
 
-    /// Counts ended shares in the store; what fails is kept for the next time.
-    async fn report(&self, unreported: &mut Vec<Report>) -> Result<(), Error> {
-        while let Some(report) = unreported.last() {
-            match self
-                .store
-                .cleanup_allocation(report.broadcast, report.allocation, report.sent)
-                .await
-            {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => unreported.pop(),
-            };
+    /// Counts ended shares in the store; what fails is kept for the next time,
+    /// and keeps no other from being counted.
+    async fn report(&self, unreported: &mut Vec<Report>) {
+        let mut failed = Vec::new();
+        for report in unreported.drain(..) {
+            let Report {
+                broadcast,
+                allocation,
+                sent,
+            } = report;
+            let counted = self.store.cleanup_allocation(broadcast, allocation, sent);
+            match counted.await {
+                Err(error) if !error.is_not_found() => {
+                    tracing::warn!(%broadcast, error = %crate::chain(&error), "cannot count what was sent of a broadcast");
+                    failed.push(report);
+                }
+                _ => {}
+            }
         }
-        Ok(())
+        let too_many = failed.len().saturating_sub(MOST_UNREPORTED);
+        failed.drain(..too_many);
+        *unreported = failed;
     }
 
     fn with<T>(&self, use_current: impl FnOnce(&mut Current) -> T) -> T {
         use_current(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Share {
-    fn new(id: BroadcastId, broadcast: Broadcast, allocation: Option<AllocationInfo>) -> Self {
-        Self {
-            id,
-            broadcast,
-            allocation,
-            sent: Mutex::new(0),
-            in_use: RwLock::new(()),
-        }
-    }
-
-    fn sent(&self) -> std::sync::MutexGuard<'_, u64> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_place(&self, clock: &dyn Clock) -> bool {
-        let mut sent = self.sent();
-        let is_free = !self.has_expired(clock)
-            && self.allocation.as_ref().is_none_or(|allocation| {
-                *sent < allocation.limit && clock.now() <= allocation.expiry
-            });
-        *sent += u64::from(is_free);
-        is_free
-    }
-
-    fn return_place(&self) {
-        let mut sent = self.sent();
-        *sent = sent.saturating_sub(1);
-    }
-
-    fn has_expired(&self, clock: &dyn Clock) -> bool {
-        let now = timestamp(clock.now());
-        self.broadcast.expiration_time.is_some_and(|expiration| {
-            (expiration.seconds, expiration.nanos) <= (now.seconds, now.nanos)
-        })
-    }
-
-    fn is_good_for(&self, duration: Duration, clock: &dyn Clock) -> bool {
-        self.allocation.as_ref().is_some_and(|allocation| {
-            *self.sent() < allocation.limit && clock.now() + duration < allocation.expiry
-        })
-    }
-
-    /// Waits for those who send under the share, then says what was sent.
-    async fn end(&self) -> Report {
-        let _nobody_sends = self.in_use.write().await;
-        let mut sent = self.sent();
-        let report = Report {
-            broadcast: self.id,
-            allocation: self.allocation.as_ref().map(|allocation| allocation.id),
-            sent: *sent,
-        };
-        // Whoever still holds the share finds no place in it.
-        *sent = u64::MAX >> 1;
-        report
-    }
-
-    fn message(&self, client: ClientId, id: MessageId, clock: &dyn Clock) -> Message {
-        let source = self.broadcast.source.as_ref();
-        let source = source.map_or("", |source| source.service_name.as_str());
-        let destination = self.broadcast.destination.as_ref();
-        let destination = destination
-            .map(|destination| destination.service_name.as_str())
-            .filter(|name| !name.is_empty())
-            .unwrap_or(source);
-        Message {
-            message_id: id.to_bytes(),
-            source: Some(Address {
-                service_name: source.to_owned(),
-                ..Address::default()
-            }),
-            destination: Some(Address {
-                client_id: client.to_bytes(),
-                service_name: destination.to_owned(),
-            }),
-            message_type: self.broadcast.message_type.clone(),
-            creation_time: Some(timestamp(clock.now())),
-            data: self.broadcast.data.clone(),
-            ..Message::default()
-        }
-    }
-}
-
-async fn wake_all(streams: Arc<Streams>) {
-    let mut period = tokio::time::interval(WAKE_UP_PERIOD);
-    for group in streams.clients().chunks(WAKE_UPS) {
-        period.tick().await;
-        for client in group {
-            streams.wake(*client);
-        }
     }
 }

@@ -338,7 +338,9 @@ impl Contact {
         self.note_claimed(&messages);
         let more = messages.len() == MOST_MESSAGES || fills_claim(&messages);
         let more = self.use_tokens(&messages, tokens) || more;
-        let broadcasts = engine.broadcasts.messages_for(self.client, &known).await;
+        let (broadcasts, more_broadcasts) =
+            engine.broadcasts.messages_for(self.client, &known).await;
+        let more = more || more_broadcasts;
         self.note_claimed(&broadcasts);
         messages.extend(broadcasts);
         engine.metrics.sent(&messages, known.metric_labels());

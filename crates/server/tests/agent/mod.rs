@@ -9,6 +9,7 @@
     reason = "each test program uses a part of it"
 )]
 
+mod fleet;
 mod stream;
 
 use std::io;
@@ -45,6 +46,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+pub(crate) use fleet::Fleet;
 pub(crate) use stream::{AgentStream, MAGIC, StreamOptions, chunked};
 
 /// The longest anything in a test may take.
@@ -74,6 +76,20 @@ impl Authority {
     /// Makes an authority and a certificate for a server with a P-256 key.
     pub(crate) fn new() -> Self {
         Self::for_key(&KeyPair::generate().unwrap())
+    }
+
+    /// Makes an authority that agents trust and that certifies no server.
+    pub(crate) fn trusted(root: CertificateDer<'static>) -> Self {
+        Self {
+            root,
+            certificates_pem: String::new(),
+            key_pem: String::new(),
+        }
+    }
+
+    /// Returns the authority's certificate.
+    pub(crate) fn root(&self) -> &CertificateDer<'static> {
+        &self.root
     }
 
     /// Makes an authority and a certificate for a server with the given key.

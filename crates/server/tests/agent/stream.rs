@@ -170,7 +170,8 @@ impl AgentStream {
         acks
     }
 
-    async fn next_frame(&mut self) -> Option<ContactData> {
+    /// As [`frame`](Self::frame), however long it takes.
+    pub(crate) async fn next_frame(&mut self) -> Option<ContactData> {
         loop {
             if let Some(frame) = self.whole_frame() {
                 return Some(frame);
