@@ -60,8 +60,7 @@ async fn agents(server: SocketAddr, root: &str) {
     let authority = Authority::trusted(root.into());
     let fleet = Fleet::open(server, &authority, AGENTS).await;
     println!("open");
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    while let Some(line) = lines.next_line().await.expect("a line") {
+    while let Some(line) = next_request().await {
         let start = Instant::now();
         let (message_type, count) = line.split_once(' ').expect("two words");
         fleet
@@ -87,6 +86,12 @@ async fn agents(server: SocketAddr, root: &str) {
         );
         std::io::stdout().flush().expect("an open pipe");
     }
+}
+
+async fn next_request() -> Option<String> {
+    let read = tokio::task::spawn_blocking(|| std::io::stdin().lines().next());
+    let line = read.await.expect("no panic")?;
+    Some(line.expect("a line"))
 }
 
 /// The process of the agents.
@@ -144,8 +149,7 @@ async fn measure() {
             listen: "127.0.0.1:0".to_owned(),
             certificates_pem: authority.certificates_pem.clone(),
             key_pem: authority.key_pem.clone(),
-            streaming: true,
-            authorize_files: false,
+            ..AgentsConfig::default()
         }),
         admin: Some(AdminConfig {
             listen: "127.0.0.1:0".to_owned(),

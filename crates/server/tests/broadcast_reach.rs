@@ -54,8 +54,7 @@ impl Bed {
                 listen: "127.0.0.1:0".to_owned(),
                 certificates_pem: authority.certificates_pem.clone(),
                 key_pem: authority.key_pem.clone(),
-                streaming: true,
-                authorize_files: false,
+                ..AgentsConfig::default()
             }),
             admin: Some(AdminConfig {
                 listen: "127.0.0.1:0".to_owned(),

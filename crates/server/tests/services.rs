@@ -6,12 +6,17 @@ mod agent;
 mod bed;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::{Agent, Authority, message, soon};
 use bed::Bed;
 use bytes::Bytes;
+use fleethold_proto::fleethold::service::v1::batch_processor_server::{
+    BatchProcessor, BatchProcessorServer,
+};
+use fleethold_proto::fleethold::service::v1::{BatchConfig, BatchRequest, BatchResponse, Outcome};
 use fleethold_proto::fleetspeak::grpcservice::processor_server::{Processor, ProcessorServer};
 use fleethold_proto::fleetspeak::monitoring::KillNotification;
 use fleethold_proto::fleetspeak::monitoring::kill_notification::Reason;
@@ -31,7 +36,32 @@ use tonic::{Request, Response, Status};
 /// A service that keeps what it gets; it refuses messages of type `refuse`, and
 /// has no time for those of type `busy`.
 #[derive(Clone, Default)]
-struct Keeper(Arc<Mutex<Vec<Message>>>);
+struct Keeper {
+    messages: Arc<Mutex<Vec<Message>>>,
+    /// How many calls carried them.
+    calls: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl BatchProcessor for Keeper {
+    async fn process_batch(
+        &self,
+        request: Request<BatchRequest>,
+    ) -> Result<Response<BatchResponse>, Status> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let messages = request.into_inner().messages;
+        let outcomes = messages.iter().map(|message| match &*message.message_type {
+            "refuse" => Outcome {
+                code: 3,
+                text: "cannot read this".to_owned(),
+            },
+            _ => Outcome::default(),
+        });
+        let outcomes = outcomes.collect();
+        self.messages.lock().unwrap().extend(messages);
+        Ok(Response::new(BatchResponse { outcomes }))
+    }
+}
 
 #[tonic::async_trait]
 impl Processor for Keeper {
@@ -39,7 +69,8 @@ impl Processor for Keeper {
         let message = request.into_inner();
         let refused = message.message_type == "refuse";
         let busy = message.message_type == "busy";
-        self.0.lock().unwrap().push(message);
+        self.messages.lock().unwrap().push(message);
+        self.calls.fetch_add(1, Ordering::Relaxed);
         if busy {
             return Err(Status::unavailable("busy"));
         }
@@ -63,12 +94,17 @@ impl Keeper {
 
     /// Returns what has come since the last time.
     fn take(&self) -> Vec<Message> {
-        std::mem::take(&mut *self.0.lock().unwrap())
+        std::mem::take(&mut *self.messages.lock().unwrap())
     }
 }
 
 /// Starts a server with a service called `keeper`.
 async fn bed_with_keeper() -> (Bed, Keeper) {
+    bed_with(|back_end| pack(&back_end)).await
+}
+
+/// The same with a configuration made of the address.
+async fn bed_with(config: impl FnOnce(grpcservice::Config) -> Any) -> (Bed, Keeper) {
     let keeper = Keeper::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let back_end = grpcservice::Config {
@@ -78,12 +114,13 @@ async fn bed_with_keeper() -> (Bed, Keeper) {
     };
     let server = tonic::transport::Server::builder()
         .add_service(ProcessorServer::new(keeper.clone()))
+        .add_service(BatchProcessorServer::new(keeper.clone()))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
     let service = ServiceConfig {
         name: "keeper".to_owned(),
         factory: "GRPC".to_owned(),
-        config: Some(pack(&back_end)),
+        config: Some(config(back_end)),
         ..ServiceConfig::default()
     };
     let bed = Bed::with(Authority::new(), |config| config.services.push(service)).await;
@@ -186,6 +223,38 @@ async fn p_047_and_173_refused_message_has_failed_with_a_reason_of_at_most_900_b
     assert_eq!(dots, "...");
     let stored = bed.store.get_messages(&[id], true).await.unwrap();
     assert_eq!(stored[0].data, None);
+}
+
+#[tokio::test]
+async fn contact_with_100_messages_for_a_service_with_batches_is_one_call() {
+    let (bed, keeper) = bed_with(|back_end| {
+        pack(&BatchConfig {
+            connection: Some(back_end),
+            max_messages: 100,
+            max_wait_milliseconds: 1_000,
+            ..BatchConfig::default()
+        })
+    })
+    .await;
+    let agent = bed.agent();
+    let messages = (0..100).map(|number| {
+        let message = with_payload(message("keeper", number));
+        match number {
+            42 => Message {
+                message_type: "refuse".to_owned(),
+                ..message
+            },
+            _ => message,
+        }
+    });
+    poll(&agent, messages.collect()).await;
+    assert_eq!(keeper.calls.load(Ordering::Relaxed), 1);
+    assert_eq!(keeper.take().len(), 100);
+    for number in 0..100_u32 {
+        let result = result(&bed, id(&agent, &number.to_be_bytes())).await;
+        let result = result.expect("a result");
+        assert_eq!(result.failed, number == 42, "{result:?}");
+    }
 }
 
 #[tokio::test]

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use fleethold_proto::fleethold::service::v1::BatchConfig;
 use fleethold_proto::fleetspeak::grpcservice;
 use fleethold_proto::fleetspeak::server::ServiceConfig;
 use fleethold_proto::unpack;
 use fleethold_store::limits::MAX_NAME_CHARS;
 
 use super::ConfigError;
+use crate::services::grpc::batch;
 
 /// What to write for a service that this server can run.
 const EXAMPLE: &str = "write `config { [type.googleapis.com/fleetspeak.grpcservice.Config] \
@@ -68,7 +70,19 @@ pub(super) fn check(service: &ServiceConfig, index: usize, path: &Path) -> Resul
     let Some(any) = &service.config else {
         return invalid("config", format!("of service `{name}` is missing"), EXAMPLE);
     };
-    let back_end: grpcservice::Config = match unpack(any) {
+    let unpacked = if batch::is_config(any) {
+        unpack(any).map(|config: BatchConfig| {
+            batch::BatchLimits::read(&config).map(|_| config.connection.unwrap_or_default())
+        })
+    } else {
+        unpack(any).map(Ok)
+    };
+    let unpacked = match unpacked {
+        Ok(Ok(back_end)) => Ok(back_end),
+        Ok(Err(problem)) => Err(problem),
+        Err(error) => Err(error.to_string()),
+    };
+    let back_end: grpcservice::Config = match unpacked {
         Ok(back_end) => back_end,
         Err(error) => {
             return invalid(

@@ -407,6 +407,14 @@ fn wrong_services_are_refused_with_file_field_and_advice() {
             r#"name: "a" factory: "GRPC" config { [type.googleapis.com/fleetspeak.grpcservice.Config] { target: "h:1" } }"#,
             "field `services[1].config` of service `a` says neither",
         ),
+        (
+            r#"name: "a" factory: "GRPC" config { [type.googleapis.com/fleethold.service.v1.BatchConfig] { max_messages: 7 } }"#,
+            "field `services[1].config.target` of service `a` is missing",
+        ),
+        (
+            r#"name: "a" factory: "GRPC" config { [type.googleapis.com/fleethold.service.v1.BatchConfig] { connection { target: "h:1" insecure: true } max_calls: 101 } }"#,
+            "field `services[1].config` of service `a` cannot be used: `max_calls` is 101; write at most 100",
+        ),
     ] {
         let error = from_services(&format!("{good} services {{ {service} }}")).unwrap_err();
         let message = error.to_string();

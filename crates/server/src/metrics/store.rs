@@ -12,9 +12,9 @@ use fleethold_proto::fleetspeak::server::{
 use fleethold_proto::fleetspeak::{Label, Message, MessageResult};
 use fleethold_store::limits::{MAX_TEXT_BYTES, check_name};
 use fleethold_store::{
-    AllocationId, AllocationInfo, BroadcastId, BroadcastInfo, BroadcastStore, ClientData, ClientId,
-    ClientStore, ContactData, ContactId, ErrorKind, FileStore, MessageId, MessageProcessor,
-    MessageStore, Result, ServiceLimits, Store, StoreStats, StoredFile,
+    AllocationId, AllocationInfo, BroadcastId, BroadcastInfo, BroadcastProgress, BroadcastStore,
+    ClientData, ClientId, ClientStore, ContactData, ContactId, ErrorKind, FileStore, MessageId,
+    MessageProcessor, MessageStore, Result, ServiceLimits, Store, StoreStats, StoredFile,
 };
 use futures::stream::BoxStream;
 use prost::Message as _;
@@ -196,6 +196,7 @@ measured! {
         "SaveBroadcastMessage" save_broadcast_message(message: &Message, broadcast: BroadcastId, client: ClientId, allocation: Option<AllocationId>) -> ();
         "ListActiveBroadcasts" list_active_broadcasts() -> Vec<BroadcastInfo>;
         "ListSentBroadcasts" list_sent_broadcasts(client: ClientId) -> Vec<BroadcastId>;
+        "BroadcastProgress" broadcast_progress(id: BroadcastId) -> BroadcastProgress;
         "CreateAllocation" create_allocation(broadcast: BroadcastId, fraction: f32, expiry: SystemTime) -> Option<AllocationInfo>;
         "CleanupAllocation" cleanup_allocation(broadcast: BroadcastId, allocation: Option<AllocationId>, final_sent: u64) -> ();
     }

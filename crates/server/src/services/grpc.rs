@@ -4,6 +4,7 @@
 //! One connection serves all messages. It is made when it is first needed and
 //! made again when it broke, so the process may start later and be restarted.
 
+pub(crate) mod batch;
 mod connect;
 mod target;
 #[cfg(test)]
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fleethold_proto::fleethold::service::v1::BatchConfig;
 use fleethold_proto::fleetspeak::Message;
 use fleethold_proto::fleetspeak::grpcservice::Config;
 use fleethold_proto::fleetspeak::grpcservice::processor_client::ProcessorClient;
@@ -21,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
+use self::batch::{BatchLimits, Batcher};
 use self::connect::Connector;
 use self::target::Target;
 use super::{Service, ServiceConfigError, ServiceError};
@@ -52,56 +55,67 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct GrpcService {
     name: String,
     target: Target,
-    client: ProcessorClient<Channel>,
+    calls: Calls,
     /// Whether the last call got an answer; only its changes are logged.
     answers: AtomicBool,
+}
+
+/// How messages get to the process.
+enum Calls {
+    One(ProcessorClient<Channel>),
+    Many(Batcher),
 }
 
 impl GrpcService {
     /// Prepares the connection of the service called `name`, without making it;
     /// call this inside the runtime.
     pub(crate) fn from_config(name: &str, config: &Config) -> Result<Self, ServiceConfigError> {
+        let (target, channel) = connection(name, config)?;
+        Ok(Self::new(
+            name,
+            target,
+            Calls::One(ProcessorClient::new(channel)),
+        ))
+    }
+
+    /// As [`from_config`](Self::from_config), for calls with many messages; also
+    /// returns how many messages all its calls carry.
+    pub(crate) fn from_batch_config(
+        name: &str,
+        config: &BatchConfig,
+    ) -> Result<(Self, u32), ServiceConfigError> {
         let problem = |problem| ServiceConfigError {
             service: name.to_owned(),
             problem,
         };
-        let target = Target::parse(&config.target)
-            .map_err(|text| problem(format!("`target` of its config: {text}")))?;
-        let connector = match (config.insecure, config.cert_file.as_str()) {
-            (true, _) => Connector::plain(target.clone()),
-            (false, "") => {
-                return Err(problem(
-                    "its config needs `insecure: true` for an unencrypted connection, or \
-                     `cert_file` with the certificates to trust"
-                        .to_owned(),
-                ));
-            }
-            (false, path) => Connector::tls(target.clone(), path.as_ref())
-                .map_err(|text| problem(format!("`cert_file` of its config: {text}")))?,
-        };
-        let origin = target
-            .origin(connector.is_encrypted())
-            .map_err(|text| problem(format!("`target` of its config: {text}")))?;
-        // The connector knows where to go; this address is never looked up.
-        let channel = Endpoint::from_static("http://service")
-            .origin(origin)
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .connect_with_connector_lazy(connector);
-        Ok(Self {
+        let limits = BatchLimits::read(config)
+            .map_err(|text| problem(format!("its config cannot be used: {text}")))?;
+        let missing = || problem("its config needs a `connection`".to_owned());
+        let (target, channel) = connection(name, config.connection.as_ref().ok_or_else(missing)?)?;
+        let batcher = Batcher::start(channel, limits);
+        let most = u32::try_from(limits.messages * limits.calls).unwrap_or(u32::MAX);
+        Ok((Self::new(name, target, Calls::Many(batcher)), most))
+    }
+
+    fn new(name: &str, target: Target, calls: Calls) -> Self {
+        Self {
             name: name.to_owned(),
             target,
-            client: ProcessorClient::new(channel),
+            calls,
             answers: AtomicBool::new(true),
-        })
+        }
     }
 
     async fn call(&self, message: &Message, deadline: Instant) -> Result<(), Status> {
+        let client = match &self.calls {
+            Calls::One(client) => client,
+            Calls::Many(batcher) => return batcher.call(message, deadline).await,
+        };
         // A clone shares the payload.
         let mut request = Request::new(message.clone());
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         // Also ends the wait for a connection, about which tonic's own limit does not know.
-        let mut client = self.client.clone();
+        let mut client = client.clone();
         match timeout_at(deadline, client.process(request)).await {
             Ok(answer) => answer.map(drop),
             Err(_) => Err(Status::deadline_exceeded("no answer in time")),
@@ -151,6 +165,38 @@ impl Service for GrpcService {
             });
         }
     }
+}
+
+/// Prepares a connection, without making it.
+fn connection(name: &str, config: &Config) -> Result<(Target, Channel), ServiceConfigError> {
+    let problem = |problem| ServiceConfigError {
+        service: name.to_owned(),
+        problem,
+    };
+    let target = Target::parse(&config.target)
+        .map_err(|text| problem(format!("`target` of its config: {text}")))?;
+    let connector = match (config.insecure, config.cert_file.as_str()) {
+        (true, _) => Connector::plain(target.clone()),
+        (false, "") => {
+            return Err(problem(
+                "its config needs `insecure: true` for an unencrypted connection, or \
+                     `cert_file` with the certificates to trust"
+                    .to_owned(),
+            ));
+        }
+        (false, path) => Connector::tls(target.clone(), path.as_ref())
+            .map_err(|text| problem(format!("`cert_file` of its config: {text}")))?,
+    };
+    let origin = target
+        .origin(connector.is_encrypted())
+        .map_err(|text| problem(format!("`target` of its config: {text}")))?;
+    // The connector knows where to go; this address is never looked up.
+    let channel = Endpoint::from_static("http://service")
+        .origin(origin)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .connect_with_connector_lazy(connector);
+    Ok((target, channel))
 }
 
 /// What a gRPC code says about another try.

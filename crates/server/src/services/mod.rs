@@ -2,6 +2,7 @@
 
 pub(crate) mod grpc;
 pub(crate) mod noop;
+mod queue;
 pub(crate) mod system;
 
 use std::collections::HashMap;
@@ -13,11 +14,13 @@ use fleethold_proto::fleetspeak::server::ServiceConfig;
 use fleethold_proto::fleetspeak::{Message, MessageResult};
 use fleethold_proto::unpack;
 use fleethold_store::clock::timestamp;
+use fleethold_store::limits::payload_bytes;
 use fleethold_store::{ClientId, Clock, MessageId, MessageProcessor, Store};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use self::queue::Queue;
 use crate::cache::{CachedClient, ClientCache};
 use crate::metrics::{ClientLabels, Metrics, Processed};
 
@@ -31,9 +34,10 @@ const FIRST_TRY: Duration = Duration::from_secs(5);
 /// How long a retry from the store may take.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// How many messages inserted through the admin API are processed at a time;
-/// more of them wait in the store for their retry.
+/// How many messages inserted through the admin API are processed at a time, and
+/// their payloads; more of them wait in the store for their retry.
 const MOST_IN_BACKGROUND: usize = 1_000;
+const MOST_BACKGROUND_BYTES: usize = 64 << 20;
 
 /// The longest failure reason in bytes; a longer one ends with `...`.
 const MAX_REASON_BYTES: usize = 900;
@@ -82,11 +86,12 @@ pub(crate) struct Services {
     metrics: Arc<Metrics>,
     background: TaskTracker,
     background_places: Arc<Semaphore>,
+    background_bytes: Arc<Semaphore>,
 }
 
 struct Installed {
     service: Arc<dyn Service>,
-    places: Arc<Semaphore>,
+    queue: Queue,
 }
 
 impl Services {
@@ -107,25 +112,24 @@ impl Services {
             metrics,
             background: TaskTracker::new(),
             background_places: Arc::new(Semaphore::new(MOST_IN_BACKGROUND)),
+            background_bytes: Arc::new(Semaphore::new(MOST_BACKGROUND_BYTES)),
         };
         for config in configs {
-            services.install(&config.name, make(config)?, config.max_parallelism);
+            let (service, parallelism) = make(config)?;
+            let parallelism = match config.max_parallelism {
+                0 => parallelism,
+                parallelism => parallelism,
+            };
+            services.install(&config.name, service, parallelism);
         }
-        services.install(system::NAME, Arc::new(system), 0);
+        services.install(system::NAME, Arc::new(system), DEFAULT_PARALLELISM);
         Ok(services)
     }
 
     fn install(&mut self, name: &str, service: Arc<dyn Service>, max_parallelism: u32) {
-        let places = match max_parallelism {
-            0 => DEFAULT_PARALLELISM,
-            places => places,
-        };
-        let places = usize::try_from(places)
-            .unwrap_or(usize::MAX)
-            .min(Semaphore::MAX_PERMITS);
         let installed = Installed {
             service,
-            places: Arc::new(Semaphore::new(places)),
+            queue: Queue::new(max_parallelism),
         };
         self.by_name.insert(name.to_owned(), installed);
     }
@@ -147,13 +151,16 @@ impl Services {
     /// Processes a stored server message in the background and stores its
     /// result; when too much is under way it waits for its retry instead.
     pub(crate) fn process_stored(self: &Arc<Self>, message: Message) {
-        let Ok(place) = Arc::clone(&self.background_places).try_acquire_owned() else {
+        let place = Arc::clone(&self.background_places).try_acquire_owned();
+        let bytes = u32::try_from(payload_bytes(&message)).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.background_bytes).try_acquire_many_owned(bytes);
+        let (Ok(place), Ok(bytes)) = (place, bytes) else {
             return;
         };
         let services = Arc::clone(self);
         self.background.spawn(async move {
             services.process_and_store(vec![message]).await;
-            drop(place);
+            drop((place, bytes));
         });
     }
 
@@ -270,10 +277,7 @@ impl MessageProcessor for Services {
 impl Installed {
     async fn process(&self, message: &Arc<Message>, deadline: Instant) -> Result<(), ServiceError> {
         let late = |_| ServiceError::Temporary("the service did not answer in time".into());
-        let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned())
-            .await
-            .map_err(|_| ServiceError::Busy)?
-            .expect("the semaphore is never closed");
+        let place = self.queue.enter(message, deadline).await?;
         // A task of its own, so that a panic is an error of this message only.
         let service = Arc::clone(&self.service);
         let shared = Arc::clone(message);
@@ -292,24 +296,30 @@ impl Installed {
     }
 }
 
-pub(crate) fn make(config: &ServiceConfig) -> Result<Arc<dyn Service>, ServiceConfigError> {
+/// Returns the service and how many messages it processes at a time unless
+/// its configuration says otherwise.
+pub(crate) fn make(config: &ServiceConfig) -> Result<(Arc<dyn Service>, u32), ServiceConfigError> {
     let problem = |problem: String| ServiceConfigError {
         service: config.name.clone(),
         problem,
     };
     match config.factory.as_str() {
-        "NOOP" => Ok(Arc::new(noop::NoopService)),
+        "NOOP" => Ok((Arc::new(noop::NoopService), DEFAULT_PARALLELISM)),
         "GRPC" => {
             let any = config.config.as_ref().ok_or_else(|| {
                 problem(
                     "factory GRPC needs a `config` of type fleetspeak.grpcservice.Config".into(),
                 )
             })?;
+            if grpc::batch::is_config(any) {
+                let batch = unpack(any).map_err(|error| problem(error.to_string()))?;
+                let (service, parallelism) =
+                    grpc::GrpcService::from_batch_config(&config.name, &batch)?;
+                return Ok((Arc::new(service), parallelism));
+            }
             let grpc = unpack(any).map_err(|error| problem(error.to_string()))?;
-            Ok(Arc::new(grpc::GrpcService::from_config(
-                &config.name,
-                &grpc,
-            )?))
+            let service = grpc::GrpcService::from_config(&config.name, &grpc)?;
+            Ok((Arc::new(service), DEFAULT_PARALLELISM))
         }
         "CPS" => Err(problem(
             "factory CPS (Google Pub/Sub) is not supported; use GRPC".into(),

@@ -94,7 +94,10 @@ fn message(number: u8, kind: &str) -> Message {
 async fn each_outcome_becomes_its_result() {
     let kinds = ["succeed", "fail", "retry", "panic"];
     let messages = kinds.iter().map(|kind| message(1, kind)).collect();
-    let processed = bed(0).services.process(messages, Try::First).await;
+    let processed = bed(DEFAULT_PARALLELISM)
+        .services
+        .process(messages, Try::First)
+        .await;
     let results: Vec<_> = processed
         .iter()
         .map(|message| (message.result.as_ref(), message.data.is_some()))
@@ -129,10 +132,51 @@ async fn p_049_no_more_calls_run_than_the_service_allows() {
     );
 }
 
+/// Lets a service with one place process the messages; returns how many it
+/// processed and how many stayed pending.
+async fn one_after_the_other(messages: Vec<Message>, enough: usize) -> (usize, usize) {
+    let bed = bed(1);
+    let services = Arc::clone(&bed.services);
+    let all = tokio::spawn(async move { services.process(messages, Try::First).await });
+    for call in 1..=enough {
+        while bed.service.calls.load(Ordering::Relaxed) < call {
+            tokio::task::yield_now().await;
+        }
+        bed.service.go_on.notify_one();
+    }
+    let processed = all.await.unwrap();
+    let is_done = |message: &&Message| message.result.is_some() && message.data.is_none();
+    let is_kept = |message: &&Message| message.result.is_none() && message.data.is_some();
+    (
+        processed.iter().filter(is_done).count(),
+        processed.iter().filter(is_kept).count(),
+    )
+}
+
+#[tokio::test]
+async fn p_049_ten_messages_wait_for_each_place_and_the_rest_for_its_retry() {
+    let messages = (0..20).map(|number| message(number, "wait")).collect();
+    assert_eq!(one_after_the_other(messages, 11).await, (11, 9));
+}
+
+#[tokio::test]
+async fn messages_that_wait_for_a_service_have_at_most_64_mib() {
+    let payload = Bytes::from(vec![7; 40 << 20]);
+    let large = |number| Message {
+        data: Some(Any {
+            value: payload.clone(),
+            ..Any::default()
+        }),
+        ..message(number, "wait")
+    };
+    let messages = (0..4).map(large).collect();
+    assert_eq!(one_after_the_other(messages, 2).await, (2, 2));
+}
+
 #[tokio::test]
 async fn p_050_message_whose_service_misses_the_deadline_stays_pending() {
     let deadline = Instant::now() + Duration::from_millis(5);
-    let processed = bed(0)
+    let processed = bed(DEFAULT_PARALLELISM)
         .services
         .process_one(message(1, "wait"), deadline, Try::Again)
         .await;
@@ -144,7 +188,7 @@ async fn p_050_message_whose_service_misses_the_deadline_stays_pending() {
 
 #[tokio::test]
 async fn p_154_stored_message_is_processed_at_once() {
-    let bed = bed(0);
+    let bed = bed(DEFAULT_PARALLELISM);
     let message = message(1, "succeed");
     bed.store
         .store_messages(std::slice::from_ref(&message), None)
