@@ -33,6 +33,8 @@ pub struct Limits {
     pub handshakes: usize,
     /// New clients per second, after a burst of ten seconds' worth.
     pub enrolments_per_second: u32,
+    /// Requests at once whose bodies have not arrived; of more, the oldest are given up.
+    pub unfinished_requests: usize,
     /// Bytes of requests that were received and are not processed yet, of all agents together.
     pub bytes_in_flight: usize,
     /// The same of one agent; at least the largest contact.
@@ -66,6 +68,7 @@ impl Limits {
             connections_per_second: at_least(500, expected_clients / 20),
             handshakes: at_least(512, expected_clients / 10) as usize,
             enrolments_per_second: at_least(20, expected_clients / 100),
+            unfinished_requests: at_least(1_000, expected_clients / 8) as usize,
             bytes_in_flight: clients
                 .saturating_mul(32 * 1024)
                 .saturating_add(256 * 1024 * 1024),
@@ -102,6 +105,7 @@ pub(crate) enum Refused {
     UntrustedPeer,
     ProxyHeader,
     Enrolments,
+    Unfinished,
     Bytes,
     AgentBytes,
     AgentMessages,
@@ -111,7 +115,7 @@ pub(crate) enum Refused {
 
 impl Refused {
     /// All reasons, in the order of their declaration.
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Connections,
         Self::ConnectionRate,
         Self::Handshakes,
@@ -120,6 +124,7 @@ impl Refused {
         Self::UntrustedPeer,
         Self::ProxyHeader,
         Self::Enrolments,
+        Self::Unfinished,
         Self::Bytes,
         Self::AgentBytes,
         Self::AgentMessages,
@@ -138,6 +143,7 @@ impl Refused {
             Self::UntrustedPeer => "untrusted_peer",
             Self::ProxyHeader => "proxy_header",
             Self::Enrolments => "enrolments",
+            Self::Unfinished => "unfinished_requests",
             Self::Bytes => "bytes_in_flight",
             Self::AgentBytes => "bytes_in_flight_of_agent",
             Self::AgentMessages => "messages_of_agent",

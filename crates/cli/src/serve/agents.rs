@@ -38,6 +38,9 @@ pub(crate) struct AgentArgs {
     /// New clients per second
     #[arg(long, value_name = "N", help_heading = LIMITS, value_parser = count)]
     max_enrolments_per_second: Option<u32>,
+    /// Requests at once whose bodies have not arrived
+    #[arg(long, value_name = "N", help_heading = LIMITS, value_parser = count)]
+    max_unfinished_requests: Option<u32>,
     /// MiB that all agents together may have in flight
     #[arg(long, value_name = "MIB", help_heading = LIMITS, value_parser = count)]
     max_mib_in_flight: Option<u32>,
@@ -112,6 +115,10 @@ impl AgentArgs {
         set(
             &mut limits.enrolments_per_second,
             self.max_enrolments_per_second,
+        );
+        set(
+            &mut limits.unfinished_requests,
+            self.max_unfinished_requests.map(as_usize),
         );
         set(&mut limits.bytes_in_flight, bytes(self.max_mib_in_flight));
         set(
@@ -215,7 +222,7 @@ mod tests {
              --max-enrolments-per-second 4 --max-mib-in-flight 5 --max-agent-mib-in-flight 20 \
              --max-agent-messages-per-second 7 --handshake-timeout 8 --header-timeout 9 \
              --idle-timeout 10 --write-timeout 11 --slow-body-timeout 12 \
-             --least-body-bytes-per-second 13",
+             --least-body-bytes-per-second 13 --max-unfinished-requests 14",
         );
         let seconds = Duration::from_secs;
         let expected = Limits {
@@ -232,6 +239,7 @@ mod tests {
             write_timeout: seconds(11),
             slow_body_timeout: seconds(12),
             least_body_bytes_per_second: 13,
+            unfinished_requests: 14,
         };
         assert_eq!(set, expected);
     }

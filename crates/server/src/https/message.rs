@@ -59,14 +59,13 @@ async fn poll_measured(
     // Held until the messages are processed.
     let mut charge = shared.budget.charge(client);
     let announced = announced.filter(|_| encoding == Encoding::Plain);
-    let body = PlainBody::new(request.into_body(), encoding)
-        .collect(
-            MOST_CONTACT_BYTES,
-            announced,
-            shared.budget.pace(),
-            &mut charge,
-        )
-        .await?;
+    let body = PlainBody::new(request.into_body(), encoding).collect(
+        MOST_CONTACT_BYTES,
+        announced,
+        shared.budget.pace(),
+        &mut charge,
+    );
+    let body = shared.waiting.arrival(body).await?;
     measured.has_read(body.len());
     let record = wire::decode_record(body)
         .map_err(|error| Refusal::bad_request(format!("the body is no contact: {error}")))?;

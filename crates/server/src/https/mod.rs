@@ -23,6 +23,7 @@ mod streaming;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod waiting;
 mod xfcc;
 
 use std::io;
@@ -107,6 +108,7 @@ struct Shared {
     acceptor: Option<TlsAcceptor>,
     contacts: Arc<Contacts>,
     budget: Budget,
+    waiting: waiting::Waiting,
     /// How many handshakes may go on at once.
     handshakes: Semaphore,
     downloads: files::Downloads,
@@ -155,6 +157,7 @@ impl AgentServer {
         let phases = Phases::default();
         let handshakes = contacts.engine.gate.limits.handshakes;
         let shared = Arc::new(Shared {
+            waiting: waiting::Waiting::new(contacts.engine.gate.limits.unfinished_requests),
             handshakes: Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS)),
             acceptor: options.tls.clone().map(TlsAcceptor::from),
             untrusted: Notice::default(),

@@ -77,6 +77,7 @@ async fn begin(
         records.magic().await?;
         records.next().await
     };
+    let first = shared.waiting.arrival(first);
     let first = tokio::time::timeout(FIRST_RECORD_LIMIT, first)
         .await
         .map_err(|_| Refusal::bad_request("the first record took too long"))??

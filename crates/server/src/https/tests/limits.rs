@@ -226,6 +226,28 @@ async fn requests_beyond_the_memory_budget_are_refused() {
 }
 
 #[tokio::test]
+async fn s2_oldest_of_too_many_unfinished_requests_is_given_up_and_others_are_served() {
+    let bed = Bed::with(|_, limits| limits.unfinished_requests = 1).await;
+    let agent = bed.agent();
+    let (poll, _body) = endless();
+    let mut connection = agent.connect(Version::HTTP_11).await;
+    let others = async {
+        loop {
+            let body = agent.wrap(&ContactData::default());
+            bed.agent().request(post("/message", body)).await;
+        }
+    };
+    let answer = tokio::select! {
+        answer = connection.send(poll) => answer.unwrap(),
+        () = others => unreachable!(),
+    };
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(retry_after(&answer) >= 60);
+    assert!(bed.gate.refusals.of(Refused::Unfinished) >= 1);
+    bed.agent().poll(&ContactData::default()).await;
+}
+
+#[tokio::test]
 async fn one_agent_cannot_have_more_in_flight_than_its_share() {
     let bed = Bed::with(|_, limits| limits.bytes_in_flight_per_agent = 1).await;
     let agent = bed.agent();
