@@ -150,7 +150,11 @@ pub(crate) fn compare(rows: &[Row], scale: Scale) -> Vec<Goal> {
             delay.map(|(paused, alone)| paused - alone),
         );
     }
-    for (kind, stock) in [(Kind::Processed, 360.0), (Kind::ForServer, 595.0)] {
+    for (kind, stock) in [
+        (Kind::Processed, 360.0),
+        (Kind::ForServer, 595.0),
+        (Kind::ForClients, 595.0),
+    ] {
         let name = footprint::name(kind);
         let what = format!("{name} (bytes on disk)");
         goal(&what, AtMost(0.6 * stock), value(&name));

@@ -35,7 +35,7 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// The measurement that `docs/benchmarks.md` shows; some ten minutes.
+    /// The measurement that `docs/benchmarks.md` shows; some five minutes.
     pub const FULL: Self = Self {
         name: "full",
         repetitions: 5,

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::Message;
-use fleethold_store::limits::{MAX_CLAIM_BYTES, fills_claim};
-use fleethold_store::{Clock, MAX_PAYLOAD_BYTES, ServiceLimits, clock};
+use fleethold_store::limits::{MAX_CLAIM_BYTES, MOST_EARLY_CLAIMS, fills_claim};
+use fleethold_store::{BROADCAST_UNLIMITED, Clock, MAX_PAYLOAD_BYTES, ServiceLimits, clock};
 use futures::future::join_all;
 
 use crate::checks::{assert_messages, assert_same};
 use crate::samples::{
-    C1, SERVICE, client_id, data, for_service, ids_of, message_id, success, tags, to_client,
-    to_server,
+    C1, SERVICE, broadcast, broadcast_id, client_id, data, for_service, ids_of, message_id,
+    success, tags, to_client, to_server,
 };
 use crate::{Bed, cases};
 
@@ -29,7 +29,9 @@ cases![
     claimed_message_is_due_again_after_the_retry_time,
     claim_ends_when_payloads_fill_it,
     released_messages_are_due_at_once,
-    only_claimed_messages_of_the_client_are_released,
+    only_messages_that_the_client_was_handed_are_released,
+    message_is_given_back_three_times_at_most,
+    message_of_a_broadcast_can_be_given_back,
     f_01_concurrent_claims_never_share_a_message,
     f_03_concurrent_claims_keep_service_limits,
 ];
@@ -357,7 +359,7 @@ async fn released_messages_are_due_at_once(bed: Bed) {
     );
 }
 
-async fn only_claimed_messages_of_the_client_are_released(bed: Bed) {
+async fn only_messages_that_the_client_was_handed_are_released(bed: Bed) {
     let other = client_id(9);
     let (done, foreign, waiting) = (to_client(1, C1), to_client(2, other), to_client(4, C1));
     let on_server = to_server(3, C1);
@@ -396,6 +398,44 @@ async fn only_claimed_messages_of_the_client_are_released(bed: Bed) {
         &bed.store.server_messages_for_processing(10).await.unwrap(),
         &[],
     );
+}
+
+async fn message_is_given_back_three_times_at_most(bed: Bed) {
+    bed.send(&[to_client(1, C1)]).await;
+    for given_back in 0..5 {
+        let expected = usize::from(given_back <= MOST_EARLY_CLAIMS);
+        assert_eq!(
+            bed.claim(C1).await.len(),
+            expected,
+            "a message that was given back {given_back} times"
+        );
+        let ids = [message_id(1)];
+        bed.store.release_messages(C1, &ids).await.unwrap();
+    }
+    bed.clock.advance(Duration::from_secs(15 * 60));
+    assert_eq!(bed.claim(C1).await.len(), 1, "it comes when its claim ends");
+}
+
+async fn message_of_a_broadcast_can_be_given_back(bed: Bed) {
+    let message = to_client(1, C1);
+    bed.add_client(C1).await;
+    let store = &bed.store;
+    let unlimited = BROADCAST_UNLIMITED;
+    store
+        .create_broadcast(&broadcast(0), unlimited)
+        .await
+        .unwrap();
+    store
+        .save_broadcast_message(&message, broadcast_id(0), C1, None)
+        .await
+        .unwrap();
+    assert_messages(
+        "it was handed out when it was saved",
+        &bed.claim(C1).await,
+        &[],
+    );
+    store.release_messages(C1, &[message_id(1)]).await.unwrap();
+    assert_messages("given back, it is due", &bed.claim(C1).await, &[message]);
 }
 
 async fn f_01_concurrent_claims_never_share_a_message(bed: Bed) {

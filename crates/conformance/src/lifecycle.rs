@@ -289,6 +289,7 @@ fn all_calls(store: &dyn Store) -> Vec<(&'static str, Call<'_>)> {
         delete_pending_messages(&[C1]),
         client_messages_for_processing(C1, 1, None),
         server_messages_for_processing(1),
+        release_messages(C1, &known),
         list_clients(&[]),
         get_client_data(C1),
         add_client(C2, &ClientData::default()),

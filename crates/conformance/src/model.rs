@@ -10,6 +10,7 @@
 mod calls;
 mod ops;
 mod pair;
+mod regressions;
 mod seen;
 
 use std::ops::Range;
@@ -30,12 +31,9 @@ use tokio::time::timeout;
 use crate::{Bed, Harness, availability, cases};
 use ops::{Op, history};
 use pair::{Difference, Pair};
+use regressions::REGRESSIONS;
 
 cases![f_34_every_call_can_be_dropped_at_every_await];
-
-/// Histories that found something once, by what they found. A seed means the
-/// same history until `ops` changes; the store must pass it in any case.
-const REGRESSIONS: &[(&str, u64)] = &[];
 
 const LENGTH: usize = 100;
 const HISTORIES: u64 = 2_000;
@@ -64,32 +62,39 @@ pub fn run_model(harness: impl Harness) -> ExitCode {
 fn trials(harness: &Arc<dyn Harness>) -> Vec<Trial> {
     let first = number_from("FLEETHOLD_MODEL_SEED").unwrap_or(1);
     let count = number_from("FLEETHOLD_MODEL_HISTORIES").unwrap_or(HISTORIES);
+    let (problem, ignored) = availability(&**harness);
+    let trial = |name: &str, compare: Compare| {
+        let harness = Arc::clone(harness);
+        let problem = problem.clone();
+        Trial::test(
+            format!("{}::model::{name}", harness.name()),
+            move || match problem {
+                Some(problem) => Err(problem.into()),
+                None => compare(&*harness),
+            },
+        )
+        .with_ignored_flag(ignored)
+    };
     let shards = (0..SHARDS).map(|shard| {
         let name = format!("random_histories_{}_of_{SHARDS}_equal_the_model", shard + 1);
-        (
-            name,
-            first + count * shard / SHARDS..first + count * (shard + 1) / SHARDS,
-        )
+        let seeds = first + count * shard / SHARDS..first + count * (shard + 1) / SHARDS;
+        trial(&name, Box::new(|harness| compare(harness, seeds)))
     });
     let regressions = REGRESSIONS
         .iter()
-        .map(|(name, seed)| ((*name).to_owned(), *seed..*seed + 1));
-    let (problem, ignored) = availability(&**harness);
-    shards
-        .chain(regressions)
-        .map(|(name, seeds)| {
-            let harness = Arc::clone(harness);
-            let problem = problem.clone();
-            Trial::test(
-                format!("{}::model::{name}", harness.name()),
-                move || match problem {
-                    Some(problem) => Err(problem.into()),
-                    None => compare(&*harness, seeds),
-                },
-            )
-            .with_ignored_flag(ignored)
-        })
-        .collect()
+        .map(|(name, ops)| trial(name, Box::new(|harness| compare_once(harness, ops()))));
+    shards.chain(regressions).collect()
+}
+
+type Compare = Box<dyn FnOnce(&dyn Harness) -> Result<(), Failed> + Send>;
+
+/// Compares one history.
+fn compare_once(harness: &dyn Harness, ops: Vec<Op>) -> Result<(), Failed> {
+    const SEED: u64 = 1;
+    match runtime()?.block_on(run(harness, SEED, &ops)) {
+        Ok(()) => Ok(()),
+        Err(_) => Err(report(harness, SEED, ops)?.into()),
+    }
 }
 
 fn number_from(variable: &str) -> Option<u64> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fleethold_conformance::{Bed, Capabilities, Harness};
-use fleethold_store::{ManualClock, MemoryStore, Random};
+use fleethold_store::{ManualClock, MemoryStore, Random, Store};
 
 struct Memory;
 
@@ -16,7 +16,10 @@ impl Harness for Memory {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        Capabilities {
+            shares: true,
+            ..Capabilities::default()
+        }
     }
 
     fn unavailable(&self) -> Option<String> {
@@ -25,7 +28,11 @@ impl Harness for Memory {
 
     async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed {
         let store = Arc::new(MemoryStore::new(Arc::<ManualClock>::clone(&clock), random));
-        Bed::new(store, clock)
+        let first = Arc::clone(&store);
+        Bed::new(store, clock).with_second(move || {
+            let second = Arc::new(first.share()) as Arc<dyn Store>;
+            async { second }
+        })
     }
 }
 

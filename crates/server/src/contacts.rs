@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fleethold_proto::Timestamp;
@@ -37,9 +37,12 @@ const STORE_RETRIES: [Duration; 4] = [
     Duration::from_secs(3),
 ];
 
-/// How many of the latest messages handed out in a contact can be given back: more
-/// than stock agents accept before their services take some.
-const MOST_GIVEN_BACK: usize = 1_000;
+/// How many of the latest messages handed out in a contact can be given back: stock
+/// agents accept a hundred before their services take some.
+const MOST_GIVEN_BACK: usize = 200;
+
+/// Claims last 15 minutes; what was claimed longer ago may be somebody else's.
+const GIVE_BACK_WITHIN: Duration = Duration::from_secs(14 * 60);
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -99,7 +102,7 @@ pub(crate) struct Contact {
     cache_hit: bool,
     rekey_requested: AtomicBool,
     /// The latest messages that were claimed for this contact.
-    claimed: Mutex<VecDeque<MessageId>>,
+    claimed: Mutex<VecDeque<(SystemTime, MessageId)>>,
 }
 
 /// Messages for an agent.
@@ -454,10 +457,11 @@ impl Contact {
     }
 
     fn note_claimed(&self, messages: &[Message]) {
+        let now = self.contacts.engine.clock.now();
         let mut claimed = self.claimed();
         claimed.extend(messages.iter().filter_map(|message| {
             let id = MessageId::try_from(&message.message_id[..]).ok();
-            id.filter(|_| !is_die(message))
+            id.filter(|_| !is_die(message)).map(|id| (now, id))
         }));
         let older = claimed.len().saturating_sub(MOST_GIVEN_BACK);
         claimed.drain(..older);
@@ -466,11 +470,17 @@ impl Contact {
     /// Gives back what was claimed for this contact and is not acknowledged, for
     /// the agent's next contact: nobody knows what of it has arrived.
     pub(crate) async fn give_back(&self) {
-        let claimed: Vec<_> = std::mem::take(&mut *self.claimed()).into();
+        let engine = &*self.contacts.engine;
+        let now = engine.clock.now();
+        let age = |time| now.duration_since(time).unwrap_or_default();
+        let claimed: Vec<_> = std::mem::take(&mut *self.claimed())
+            .into_iter()
+            .filter(|(time, _)| age(*time) < GIVE_BACK_WITHIN)
+            .map(|(_, id)| id)
+            .collect();
         if claimed.is_empty() {
             return;
         }
-        let engine = &*self.contacts.engine;
         match engine.store.release_messages(self.client, &claimed).await {
             // The agent may have another stream already.
             Ok(()) => engine.streams.wake(self.client),
@@ -480,7 +490,7 @@ impl Contact {
         }
     }
 
-    fn claimed(&self) -> std::sync::MutexGuard<'_, VecDeque<MessageId>> {
+    fn claimed(&self) -> std::sync::MutexGuard<'_, VecDeque<(SystemTime, MessageId)>> {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

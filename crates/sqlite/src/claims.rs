@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::Message;
 use fleethold_store::clock::{epoch_micros, timestamp};
-use fleethold_store::limits::{MAX_CLAIM_BYTES, payload_bytes};
+use fleethold_store::limits::{MAX_CLAIM_BYTES, MOST_EARLY_CLAIMS, payload_bytes};
 use fleethold_store::record::ResultRecord;
 use fleethold_store::{
     ClaimServerMessages, ClientId, MOST_OVERDUE_COUNTED, MessageId, Result, ServiceLimits,
@@ -19,8 +19,8 @@ use rusqlite::{Connection, Params, Row, params};
 
 use crate::Shared;
 use crate::error::Worked;
-use crate::messages::set_result;
-use crate::rows::read_messages;
+use crate::messages::{find_all, set_result};
+use crate::rows::{array, read_messages};
 use crate::writer::Tx;
 
 impl Shared {
@@ -72,12 +72,14 @@ impl Shared {
         }
         self.write(OPERATION, move |tx| {
             let now_micros = epoch_micros(tx.clock().now());
-            let mut release = tx.prepare_cached(RELEASE)?;
-            for id in ids {
-                if let Some(message) = tx.ids().want(id).find(tx)? {
-                    release.execute(params![message, client.as_bytes(), now_micros])?;
-                }
-            }
+            let wanted: Vec<_> = ids.into_iter().map(|id| tx.ids().want(id)).collect();
+            let messages = array(find_all(tx, &wanted)?);
+            tx.prepare_cached(RELEASE)?.execute(params![
+                messages,
+                client.as_bytes(),
+                now_micros,
+                MOST_EARLY_CLAIMS
+            ])?;
             Ok(())
         })
         .await
@@ -87,7 +89,7 @@ impl Shared {
 const RELEASE: &str = "\
 -- release
 UPDATE messages SET due_micros = ?3
-WHERE message = ?1 AND destination_client = ?2 AND due_micros > ?3";
+WHERE message IN rarray(?1) AND destination_client = ?2 AND due_micros > ?3 AND claims <= ?4";
 
 #[async_trait]
 impl ClaimServerMessages for Shared {
@@ -250,6 +252,7 @@ fn claim(
             ControlFlow::Break(())
         })
     })?;
+    tx.hold(bytes);
     let mut reschedule = tx.prepare_cached(RESCHEDULE)?;
     for due in &due[..claimed.len() + damaged.len()] {
         let claims = due.claims.saturating_add(1);

@@ -180,6 +180,8 @@ impl RecentIds {
     }
 }
 
+// Relies on numbers never being used again: whoever deletes messages must leave
+// the newest one, or give the table AUTOINCREMENT.
 const LOAD: &str = "\
 -- load
 SELECT message, message_id FROM messages

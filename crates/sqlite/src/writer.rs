@@ -13,6 +13,7 @@
 //!   not, all jobs of the transaction have failed.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,6 +35,10 @@ const QUEUE: usize = 1_024;
 /// How many jobs one transaction takes: many enough to make the sync cheap,
 /// few enough to bound the wait of the first.
 const BATCH: usize = 256;
+
+/// After a job that brings the payloads of answers to this many bytes, the
+/// transaction takes no further one: all answers wait for its commit in memory.
+const BATCH_BYTES: usize = 32 * 1024 * 1024;
 
 /// Sends jobs to the writing thread; the thread ends when this is dropped.
 pub(crate) struct Writer {
@@ -164,6 +169,8 @@ pub(crate) struct Context {
 pub(crate) struct Tx<'a> {
     connection: &'a Connection,
     context: &'a Context,
+    /// Bytes of payloads in the answers of its jobs.
+    held: Cell<usize>,
 }
 
 impl Tx<'_> {
@@ -177,6 +184,11 @@ impl Tx<'_> {
 
     pub(crate) fn ids(&self) -> &RecentIds {
         &self.context.ids
+    }
+
+    /// Notes that an answer holds payloads of so many bytes.
+    pub(crate) fn hold(&self, bytes: usize) {
+        self.held.set(self.held.get().saturating_add(bytes));
     }
 }
 
@@ -313,6 +325,7 @@ fn run_batch(
     let tx = Tx {
         connection,
         context,
+        held: Cell::new(0),
     };
     let mut done: Vec<Box<dyn Job>> = Vec::new();
     let mut next = Some(first);
@@ -351,7 +364,7 @@ fn run_batch(
             }
         }
         let is_alone = done.first().is_some_and(|job| job.is_large());
-        if done.len() < BATCH && !is_alone {
+        if done.len() < BATCH && tx.held.get() < BATCH_BYTES && !is_alone {
             next = queue.try_recv().ok();
         }
         if !done.is_empty() && next.as_ref().is_some_and(|job| job.is_large()) {

@@ -12,6 +12,9 @@ pub const MAX_PAYLOAD_BYTES: usize = 16_777_215;
 /// many bytes: what one call hands out stays in memory at once.
 pub const MAX_CLAIM_BYTES: usize = 8 * 1024 * 1024;
 
+/// A message can be given back after so many claims; after that, every claim lasts.
+pub const MOST_EARLY_CLAIMS: u32 = 3;
+
 /// The longest service name, label, message type or file name, in characters.
 pub const MAX_NAME_CHARS: usize = 128;
 

@@ -58,6 +58,15 @@ impl MemoryStore {
         }
     }
 
+    /// Returns another store on the same data, as two servers have them on one database. Closing either closes both.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            processor: ProcessorSlot::default(),
+        }
+    }
+
     /// Streams pages that are read one by one, each after the key of the last item.
     fn pages<'a, K, T>(
         &'a self,

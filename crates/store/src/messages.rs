@@ -143,13 +143,15 @@ pub trait MessageStore: Send + Sync {
     /// in [`client_messages_for_processing`](Self::client_messages_for_processing).
     async fn server_messages_for_processing(&self, limit: u64) -> Result<Vec<Message>>;
 
-    /// Gives claimed messages of `client` back: those of `ids` that are pending
-    /// are due now, instead of when their claim ends. Not part of upstream's
-    /// interface.
+    /// Gives messages of `client` back that were claimed, or handed out with a
+    /// broadcast: those of `ids` that are pending are due now, instead of when
+    /// their claim ends. Not part of upstream's interface.
     ///
-    /// For a holder that could not hand them on, before its claim ends: later,
-    /// somebody else may hold them. Ids that are unknown, have a result, or
-    /// belong to others are skipped.
+    /// For a holder that cannot tell whether they have arrived, before its claim
+    /// ends: later, somebody else may hold them. A message that was claimed more
+    /// than [`MOST_EARLY_CLAIMS`](crate::limits::MOST_EARLY_CLAIMS) times is
+    /// skipped: if it breaks its holders, it does so every 15 minutes and not at
+    /// once again. So are ids that are unknown, have a result, or belong to others.
     async fn release_messages(&self, client: ClientId, ids: &[MessageId]) -> Result<()>;
 
     /// Gives every due server message to `processor`, until

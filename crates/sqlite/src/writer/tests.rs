@@ -11,7 +11,7 @@ use futures::future::join_all;
 use tempfile::TempDir;
 
 use crate::error::Worked;
-use crate::writer::Tx;
+use crate::writer::{BATCH_BYTES, Tx};
 use crate::{SqliteOptions, SqliteStore};
 
 fn open(options: SqliteOptions) -> (TempDir, SqliteStore) {
@@ -245,4 +245,25 @@ async fn a_dropped_store_leaves_no_thread() {
     drop(store);
     // The writing thread held the last reference.
     assert!(context.upgrade().is_none());
+}
+
+#[tokio::test]
+async fn a_transaction_whose_answers_are_large_takes_no_further_job() {
+    let (_directory, store) = open(SqliteOptions::default());
+    let writer = &store.shared.writer;
+    let (release, held) = hold(&store);
+    held.await;
+    // Held until their commit, the answers of the first three are enough.
+    let jobs = (1..=5).map(|client| {
+        writer.run("large answer", move |tx| {
+            insert(tx, client)?;
+            tx.hold(BATCH_BYTES / 3 + 1);
+            Ok(tx.held.get())
+        })
+    });
+    let jobs = join_all(jobs);
+    release.send(()).unwrap();
+    let held: Vec<_> = jobs.await.into_iter().map(|job| job.unwrap()).collect();
+    let one = BATCH_BYTES / 3 + 1;
+    assert_eq!(held, [one, 2 * one, 3 * one, one, 2 * one]);
 }

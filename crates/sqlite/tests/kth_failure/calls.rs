@@ -8,7 +8,8 @@ use fleethold_proto::fleetspeak::server::Broadcast;
 use fleethold_proto::fleetspeak::{Address, Message, MessageResult};
 use fleethold_sqlite::SqliteStore;
 use fleethold_store::{
-    BroadcastStore, ClientData, ClientId, ClientStore, ContactData, FileStore, MessageStore, Result,
+    BroadcastStore, ClientData, ClientId, ClientStore, ContactData, FileStore, MessageStore,
+    Result, Store,
 };
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
@@ -68,6 +69,9 @@ pub(crate) const CALLS: &[Call] = calls! {
         let client = own_client(whole(Kind::Claim));
         let ids = [0, 1].map(|part| message_id(whole(Kind::Claim), part));
         store.release_messages(client, &ids).await?
+    };
+    READS stats |store, template| {
+        store.stats().await.map(drop)?
     };
     READS get_message_result |store, template| {
         store.get_message_result(message_id(whole(Kind::Results), 0)).await?

@@ -12,7 +12,7 @@ use crate::clients::ContactId;
 use crate::clock::{epoch_micros, timestamp};
 use crate::error::{Error, Result};
 use crate::ids::{ClientId, MessageId};
-use crate::limits::MAX_CLAIM_BYTES;
+use crate::limits::{MAX_CLAIM_BYTES, MOST_EARLY_CLAIMS};
 use crate::messages::{MessageStore, REMOVED_BY_ADMIN, ServiceLimits};
 use crate::processor::{ClaimServerMessages, MessageProcessor};
 use crate::record::{MessageRecord, ResultRecord};
@@ -307,6 +307,7 @@ impl Messages {
         };
         if let Some(pending) = self.rows.get_mut(&id).and_then(|row| row.pending.as_mut())
             && pending.due_micros > now_micros
+            && pending.claims <= MOST_EARLY_CLAIMS
             && queue.remove(&(pending.due_micros, id))
         {
             pending.due_micros = now_micros;
