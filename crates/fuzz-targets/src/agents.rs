@@ -19,8 +19,8 @@ use crate::{MOST_INPUT_BYTES, repeated, split_mode};
 /// A hundred messages and a thousand elements of each list, all but empty.
 const CONTACT_CONSTANT_BYTES: usize = 512 * 1024;
 
-/// A thousand labels and a thousand services, all empty.
-const REPORT_CONSTANT_BYTES: usize = 512 * 1024;
+/// A thousand labels and services, all empty.
+const REPORT_CONSTANT_BYTES: usize = 192 * 1024;
 
 /// A certificate of any size: only the key is copied.
 const CERTIFICATE_CONSTANT_BYTES: usize = 4 * 1024;
@@ -64,7 +64,10 @@ pub fn certificate(input: &[u8]) {
     let Err(error) = check_certificate(certificates, key) else {
         return;
     };
-    let secret = key.lines().filter(|line| line.len() >= 32);
+    // Keys have no spaces, and the error's own text is no secret.
+    let secret = key
+        .lines()
+        .filter(|line| line.len() >= 32 && !line.contains(' '));
     for line in secret {
         assert!(!error.contains(line), "an error quotes the key: {error}");
     }

@@ -9,6 +9,7 @@ mod agents;
 mod bodies;
 mod files;
 mod memory;
+mod proxies;
 
 // The program itself is no library.
 #[path = "../../cli/src/store/url.rs"]
@@ -17,6 +18,7 @@ mod store_url;
 pub use agents::{certificate, contact_data, wrapped_contact_data};
 pub use bodies::{poll, stream};
 pub use files::{addresses, config, download, ids};
+pub use proxies::{identity_header, proxy_header};
 
 /// A target: its name, which is that of its corpus, too, and its function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -28,8 +30,10 @@ pub const TARGETS: &[Target] = &[
     ("config", config),
     ("contact_data", contact_data),
     ("download", download),
+    ("identity_header", identity_header),
     ("ids", ids),
     ("poll", poll),
+    ("proxy_header", proxy_header),
     ("stream", stream),
     ("wrapped_contact_data", wrapped_contact_data),
 ];

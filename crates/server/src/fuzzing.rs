@@ -8,7 +8,8 @@ use crate::services::system::Report;
 use crate::{contacts, tls, wire};
 
 pub use crate::https::fuzzing::{
-    Download, MOST_RECORD_BYTES, file_of, read_poll, read_stream, serve_file,
+    Download, MOST_RECORD_BYTES, ProxyStart, file_of, identify, read_poll, read_proxy_header,
+    read_stream, serve_file,
 };
 pub use crate::services::grpc::read_target;
 

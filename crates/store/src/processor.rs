@@ -119,6 +119,8 @@ async fn run(
     let mut wait = options.period;
     loop {
         tokio::select! {
+            // A stop goes before a claim that is due at the same moment.
+            biased;
             // The sender is dropped with the slot, that is, with the store.
             _ = stopped.wait_for(|stop| *stop) => return,
             () = sleep_until(Instant::now() + wait) => {}
