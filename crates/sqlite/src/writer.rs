@@ -5,7 +5,8 @@
 //! queue while a commit runs, and the next transaction takes all that wait.
 //! Three rules keep that correct:
 //!
-//! * A caller gets its answer after `COMMIT`.
+//! * A caller gets its answer after `COMMIT`, also one whose job has failed:
+//!   perhaps because of what a job before it has done and nobody can see yet.
 //! * Each job but the first of a transaction runs in a savepoint, so that one
 //!   that fails is undone alone. If the first fails, there is nothing else to keep.
 //! * SQLite undoes the *whole* transaction after some errors, such as a full
@@ -26,7 +27,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::Lock;
-use crate::error::{OpenError, Worked, store_error};
+use crate::error::{Failure, OpenError, Worked, store_error};
 use crate::ids::RecentIds;
 
 /// How many jobs may wait. Further callers wait for a place.
@@ -268,8 +269,11 @@ where
     fn finish(self: Box<Self>, transaction: Result<(), &Lost>) {
         let operation = self.operation;
         let answer = match (transaction, self.result) {
-            // The work's own error says more than that of its transaction.
-            (_, Some(Err(failure))) => Err(failure.rolled_back(operation)),
+            // An error of SQLite says more than that of its transaction; the
+            // store's own may rest on what is lost.
+            (Ok(()), Some(Err(failure))) | (Err(_), Some(Err(failure @ Failure::Database(_)))) => {
+                Err(failure.rolled_back(operation))
+            }
             (Err(lost), _) => Err(store_error(
                 operation,
                 lost.outcome,
@@ -328,13 +332,15 @@ fn run_batch(
         held: Cell::new(0),
     };
     let mut done: Vec<Box<dyn Job>> = Vec::new();
+    let mut undone: Vec<Box<dyn Job>> = Vec::new();
     let mut next = Some(first);
     let mut large = None;
     while let Some(mut job) = next.take() {
         if !job.is_abandoned() {
             let begin = if done.is_empty() { BEGIN } else { SAVEPOINT };
             if let Err(error) = execute(connection, begin) {
-                done.push(job);
+                undone.push(job);
+                done.append(&mut undone);
                 abort(connection, ids, done, &Lost::rolled_back(error));
                 return None;
             }
@@ -352,19 +358,24 @@ fn run_batch(
                     execute(connection, UNDO).and_then(|()| execute(connection, RELEASE))
                 }
             };
-            if !keep {
-                ids.roll_back_to(added);
-                job.finish(Ok(()));
-            } else {
+            if keep {
                 done.push(job);
+            } else {
+                ids.roll_back_to(added);
+                undone.push(job);
             }
             if let Err(error) = ended {
+                done.append(&mut undone);
                 abort(connection, ids, done, &Lost::rolled_back(error));
                 return None;
             }
+            if done.is_empty() {
+                // What it has seen is committed.
+                undone.drain(..).for_each(|job| job.finish(Ok(())));
+            }
         }
         let is_alone = done.first().is_some_and(|job| job.is_large());
-        if done.len() < BATCH && tx.held.get() < BATCH_BYTES && !is_alone {
+        if done.len() + undone.len() < BATCH && tx.held.get() < BATCH_BYTES && !is_alone {
             next = queue.try_recv().ok();
         }
         if !done.is_empty() && next.as_ref().is_some_and(|job| job.is_large()) {
@@ -372,6 +383,7 @@ fn run_batch(
         }
     }
     if !done.is_empty() {
+        done.append(&mut undone);
         commit(connection, ids, done);
     }
     large

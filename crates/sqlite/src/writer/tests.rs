@@ -267,3 +267,33 @@ async fn a_transaction_whose_answers_are_large_takes_no_further_job() {
     let one = BATCH_BYTES / 3 + 1;
     assert_eq!(held, [one, 2 * one, 3 * one, one, 2 * one]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_refusal_rests_on_can_be_seen_when_it_comes() {
+    let (_directory, store) = open(SqliteOptions::default());
+    let writer = &store.shared.writer;
+    let (release, held) = hold(&store);
+    held.await;
+    let data = ClientData::default();
+    let add = |client| store.add_client(id(client), &data);
+    // The transaction goes on for a while after the refusal.
+    let later = writer.run("later", |_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        Ok(())
+    });
+    let refused_then_read = async {
+        let refusal = add(1).await.unwrap_err();
+        assert_eq!(refusal.kind(), ErrorKind::AlreadyExists);
+        has(&store, 1).await
+    };
+    let mut calls = [
+        add(1).map(|added| added.is_ok()).boxed(),
+        refused_then_read.boxed(),
+    ];
+    for call in &mut calls {
+        assert!(call.now_or_never().is_none());
+    }
+    let later = tokio::join!(async { release.send(()).unwrap() }, join_all(calls), later);
+    assert_eq!(later.1, [true, true]);
+    store.close().await.unwrap();
+}
