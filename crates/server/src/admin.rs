@@ -4,6 +4,8 @@
 //! What the methods do lies in a file for each subject; here they are only
 //! taken off the wire.
 
+mod access;
+mod audit;
 mod broadcasts;
 mod clients;
 mod files;
@@ -15,6 +17,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,11 +34,12 @@ use fleethold_proto::fleetspeak::server::{
     StreamClientIdsRequest, StreamClientIdsResponse,
 };
 use fleethold_proto::fleetspeak::{EmptyMessage, Message};
-use futures::StreamExt;
 use futures::stream::BoxStream;
-use tokio::net::TcpListener;
+use futures::{Stream, StreamExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -43,6 +47,10 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
+pub(crate) use self::access::Access;
+pub use self::access::{AccessError, AccessList, Role};
+use self::access::{Caller, Checked};
+use self::audit::{Call, hex};
 use self::request_limit::LimitedRequests;
 use crate::engine::Engine;
 
@@ -55,6 +63,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// The pause after a connection could not be accepted, for lack of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a TLS handshake may take, and how many there are at a time.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+const MOST_HANDSHAKES: usize = 64;
 
 /// What the methods work on.
 pub(crate) struct Admin {
@@ -69,8 +81,13 @@ pub(crate) struct AdminServer {
 }
 
 impl AdminServer {
-    /// Serves `admin` on `listener`.
-    pub(crate) fn start(listener: TcpListener, admin: Admin) -> Self {
+    /// Serves `admin` on `listener` to those in `access`.
+    pub(crate) fn start(
+        listener: TcpListener,
+        admin: Admin,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        access: Access,
+    ) -> Self {
         let stop = CancellationToken::new();
         let changes = TaskTracker::new();
         let methods = Arc::new(Methods {
@@ -87,10 +104,7 @@ impl AdminServer {
                 }
                 accepted
             });
-        let serving = Server::builder()
-            .add_service(BroadcastsServer::from_arc(Arc::clone(&methods)))
-            .add_service(LimitedRequests::new(methods))
-            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let serving = serve(incoming, methods, tls, access, stop.clone());
         let serving = tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(error = %crate::chain(&error), "admin interface ended");
@@ -120,6 +134,59 @@ impl AdminServer {
     }
 }
 
+async fn serve(
+    incoming: impl Stream<Item = io::Result<TcpStream>> + Send + 'static,
+    methods: Arc<Methods>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    access: Access,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter
+        .set_serving::<admin_server::AdminServer<Methods>>()
+        .await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(fleethold_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let router = Server::builder()
+        .layer(tower_layer(access))
+        .add_service(BroadcastsServer::from_arc(Arc::clone(&methods)))
+        .add_service(LimitedRequests::new(methods))
+        .add_service(health)
+        // The Go and Python tools of today ask for the older one.
+        .add_service(reflection().build_v1alpha().expect("our own descriptors"))
+        .add_service(reflection().build_v1().expect("our own descriptors"));
+    let stopped = stop.cancelled_owned();
+    let Some(tls) = tls else {
+        return router.serve_with_incoming_shutdown(incoming, stopped).await;
+    };
+    let acceptor = TlsAcceptor::from(tls);
+    let incoming = incoming
+        .map(move |tcp| {
+            let acceptor = acceptor.clone();
+            async move {
+                match timeout(HANDSHAKE_LIMIT, acceptor.accept(tcp.ok()?)).await {
+                    Ok(Ok(connection)) => Some(Ok::<_, io::Error>(connection)),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "an admin connection failed");
+                        None
+                    }
+                    Err(_) => None,
+                }
+            }
+        })
+        .buffer_unordered(MOST_HANDSHAKES)
+        .filter_map(std::future::ready);
+    router.serve_with_incoming_shutdown(incoming, stopped).await
+}
+
+/// Puts the check of callers before every service.
+fn tower_layer<S>(access: Access) -> impl tower_layer::Layer<S, Service = Checked<S>> + Clone {
+    tower_layer::layer_fn(move |inner| Checked::new(inner, access.clone()))
+}
+
 /// The methods as they are called from outside.
 struct Methods {
     admin: Arc<Admin>,
@@ -131,14 +198,21 @@ impl Methods {
     /// stop it between the store and those who must hear of it.
     async fn change<F>(
         &self,
-        method: &'static str,
+        call: Call,
         change: impl FnOnce(Arc<Admin>) -> F,
     ) -> Result<Response<EmptyMessage>, Status>
     where
         F: Future<Output = Result<(), Status>> + Send + 'static,
     {
+        let method = call.method;
         let span = tracing::info_span!("admin", method);
-        let task = change(Arc::clone(&self.admin)).instrument(span);
+        let change = change(Arc::clone(&self.admin));
+        let task = async move {
+            let result = change.await;
+            call.log(&result);
+            result
+        }
+        .instrument(span);
         match self.changes.spawn(task).await {
             Ok(done) => done.map(|()| Response::new(EmptyMessage {})),
             Err(error) => {
@@ -149,6 +223,14 @@ impl Methods {
             }
         }
     }
+}
+
+/// A call that came past no check may see everything.
+fn may_see_payloads<T>(request: &Request<T>) -> bool {
+    request
+        .extensions()
+        .get::<Caller>()
+        .is_none_or(|caller| caller.has(Role::Payload))
 }
 
 #[tonic::async_trait]
@@ -168,10 +250,12 @@ impl admin_server::Admin for Methods {
         &self,
         request: Request<Message>,
     ) -> Result<Response<EmptyMessage>, Status> {
+        let call = Call::insert_message(&request);
         let message = request.into_inner();
-        self.change("InsertMessage", |admin| async move {
-            admin.insert_message(message).await
-        })
+        self.change(
+            call,
+            |admin| async move { admin.insert_message(message).await },
+        )
         .await
     }
 
@@ -187,6 +271,11 @@ impl admin_server::Admin for Methods {
         &self,
         request: Request<GetPendingMessagesRequest>,
     ) -> Result<Response<GetPendingMessagesResponse>, Status> {
+        if request.get_ref().want_data && !may_see_payloads(&request) {
+            return Err(Status::permission_denied(
+                "`want_data` needs the role `payload`",
+            ));
+        }
         let messages = self.admin.pending_messages(request.get_ref()).await?;
         Ok(Response::new(GetPendingMessagesResponse { messages }))
     }
@@ -206,8 +295,10 @@ impl admin_server::Admin for Methods {
         &self,
         request: Request<DeletePendingMessagesRequest>,
     ) -> Result<Response<EmptyMessage>, Status> {
+        let clients = request.get_ref().client_ids.len();
+        let call = Call::new("DeletePendingMessages", &request).to(clients);
         let clients = request.into_inner().client_ids;
-        self.change("DeletePendingMessages", |admin| async move {
+        self.change(call, |admin| async move {
             admin.delete_pending_messages(&clients).await
         })
         .await
@@ -257,8 +348,11 @@ impl admin_server::Admin for Methods {
         &self,
         request: Request<BlacklistClientRequest>,
     ) -> Result<Response<EmptyMessage>, Status> {
+        let call = Call::new("BlacklistClient", &request)
+            .to(1)
+            .what(hex(&request.get_ref().client_id));
         let client = request.into_inner().client_id;
-        self.change("BlacklistClient", |admin| async move {
+        self.change(call, |admin| async move {
             admin.blacklist_client(&client).await
         })
         .await
@@ -278,8 +372,9 @@ impl admin_server::Admin for Methods {
         &self,
         request: Request<CreateBroadcastRequest>,
     ) -> Result<Response<EmptyMessage>, Status> {
+        let call = Call::create_broadcast(&request);
         let request = request.into_inner();
-        self.change("CreateBroadcast", |admin| async move {
+        self.change(call, |admin| async move {
             admin.create_broadcast(request).await
         })
         .await
@@ -290,7 +385,12 @@ impl admin_server::Admin for Methods {
         request: Request<ListActiveBroadcastsRequest>,
     ) -> Result<Response<ListActiveBroadcastsResponse>, Status> {
         let service = &request.get_ref().service_name;
-        let broadcasts = self.admin.list_active_broadcasts(service).await?;
+        let mut broadcasts = self.admin.list_active_broadcasts(service).await?;
+        if !may_see_payloads(&request) {
+            broadcasts
+                .iter_mut()
+                .for_each(|broadcast| broadcast.data = None);
+        }
         Ok(Response::new(ListActiveBroadcastsResponse { broadcasts }))
     }
 
@@ -298,10 +398,14 @@ impl admin_server::Admin for Methods {
         &self,
         request: Request<DisableBroadcastsRequest>,
     ) -> Result<Response<EmptyMessage>, Status> {
+        let what = request.get_ref().broadcast_ids.iter().take(10).map(hex);
+        let what = what.collect::<Vec<_>>().join(",");
+        let call = Call::new("DisableBroadcasts", &request).what(what);
         let ids = request.into_inner().broadcast_ids;
-        self.change("DisableBroadcasts", |admin| async move {
-            admin.disable_broadcasts(&ids).await
-        })
+        self.change(
+            call,
+            |admin| async move { admin.disable_broadcasts(&ids).await },
+        )
         .await
     }
 
@@ -309,22 +413,23 @@ impl admin_server::Admin for Methods {
         &self,
         request: Request<StoreFileRequest>,
     ) -> Result<Response<EmptyMessage>, Status> {
+        let (of, bytes) = (request.get_ref(), request.get_ref().data.len());
+        let what = format!("{}/{} {bytes} bytes", of.service_name, of.file_name);
+        let call = Call::new("StoreFile", &request).what(what);
         let file = request.into_inner();
-        self.change(
-            "StoreFile",
-            |admin| async move { admin.store_file(&file).await },
-        )
-        .await
+        self.change(call, |admin| async move { admin.store_file(&file).await })
+            .await
     }
 
     async fn delete_file(
         &self,
         request: Request<DeleteFileRequest>,
     ) -> Result<Response<EmptyMessage>, Status> {
+        let of = request.get_ref();
+        let what = format!("{}/{}", of.service_name, of.file_name);
+        let call = Call::new("DeleteFile", &request).what(what);
         let file = request.into_inner();
-        self.change("DeleteFile", |admin| async move {
-            admin.delete_file(&file).await
-        })
-        .await
+        self.change(call, |admin| async move { admin.delete_file(&file).await })
+            .await
     }
 }

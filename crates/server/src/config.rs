@@ -22,6 +22,7 @@ pub use error::ConfigError;
 pub use frontend::{Frontend, XfccElement, default_trusted_proxies};
 pub use ipnet::IpNet;
 
+use crate::admin::AccessList;
 use crate::limits::Limits;
 use crate::listen::Listeners;
 use crate::tls::{self, TlsError};
@@ -47,6 +48,8 @@ pub struct Config {
     pub agents: Option<AgentsConfig>,
     /// Where the admin interface listens; `None` offers none.
     pub admin: Option<AdminConfig>,
+    /// Who may use the admin interface.
+    pub admin_security: AdminSecurity,
     /// Where metrics are, as in [`AgentsConfig::listen`]; `None` offers none.
     pub stats_listen: Option<String>,
     /// Where health checks are answered, as in [`AgentsConfig::listen`].
@@ -97,6 +100,19 @@ pub struct AgentsConfig {
 pub struct AdminConfig {
     /// Where to listen, as in [`AgentsConfig::listen`].
     pub listen: String,
+}
+
+/// Who may use the admin interface, and how they are recognized.
+///
+/// The default lets everybody use it, which a server accepts on loopback only.
+#[derive(Clone, Default)]
+pub struct AdminSecurity {
+    /// Certificates and key in PEM, as in [`AgentsConfig`]; `None` serves without TLS.
+    pub certificate_and_key_pem: Option<(String, String)>,
+    /// Who may call what; `None` lets everybody call everything.
+    pub access: Option<AccessList>,
+    /// Whether an interface that others can reach may do without TLS or access list.
+    pub insecure: bool,
 }
 
 /// A configuration file that was read: its text, and its path for messages.
@@ -265,6 +281,7 @@ impl Default for Config {
         Self {
             agents: None,
             admin: None,
+            admin_security: AdminSecurity::default(),
             stats_listen: None,
             health_check_listen: None,
             required_label: None,
@@ -292,6 +309,16 @@ impl Default for AgentsConfig {
             proxy_protocol: false,
             trusted_proxies: default_trusted_proxies(),
         }
+    }
+}
+
+impl fmt::Debug for AdminSecurity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminSecurity")
+            .field("tls", &self.certificate_and_key_pem.is_some())
+            .field("access", &self.access)
+            .field("insecure", &self.insecure)
+            .finish()
     }
 }
 

@@ -47,17 +47,21 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 pub use check::check;
+pub use admin::{AccessError, AccessList, Role};
 pub use config::{AdminConfig, AgentsConfig, Config, ConfigError};
 pub use limits::Limits;
 pub use listen::Listeners;
 pub use services::ServiceConfigError;
+pub use tls::TlsError;
+pub use tls::expiry as certificate_expiry;
 
-use crate::admin::{Admin, AdminServer};
+use crate::admin::{Access, Admin, AdminServer};
 use crate::contacts::Contacts;
 use crate::engine::Engine;
 use crate::https::AgentServer;
 use crate::listen::Wanted;
 use crate::operations::{Health, OperationsServer, Port};
+use crate::tls::LiveCertificate;
 
 /// A running server.
 pub struct Server {
@@ -68,6 +72,9 @@ pub struct Server {
     stats: Option<(SocketAddr, OperationsServer)>,
     health_check: Option<(SocketAddr, OperationsServer)>,
     health: Arc<Health>,
+    agents_certificate: Option<LiveCertificate>,
+    admin_certificate: Option<LiveCertificate>,
+    access: Access,
     stop_limit: Duration,
 }
 
@@ -76,10 +83,16 @@ pub struct Server {
 pub enum StartError {
     /// The agents' certificate or key cannot be used.
     #[error("cannot use the server certificate")]
-    Tls(#[from] tls::TlsError),
+    Tls(#[from] TlsError),
     /// A service cannot be set up.
     #[error(transparent)]
     Service(#[from] ServiceConfigError),
+    /// Everybody in the network could use the admin interface.
+    #[error("the admin API on `{address}` would be open to everybody who reaches it")]
+    OpenAdmin {
+        /// Where it would listen.
+        address: SocketAddr,
+    },
     /// An address cannot be listened on.
     #[error("cannot listen on `{address}` for {whom}")]
     Listen {
@@ -115,13 +128,16 @@ impl Server {
             shared,
         };
         // All that can fail comes before anything runs.
+        let mut agents_certificate = None;
         let mut agents = None;
         if let Some(config) = &config.agents {
             let tls = match config.frontend.has_tls() {
-                true => Some(tls::server_config(
-                    &config.certificates_pem,
-                    &config.key_pem,
-                )?),
+                true => {
+                    let (tls, certificate) =
+                        tls::server_config(&config.certificates_pem, &config.key_pem)?;
+                    agents_certificate = Some(certificate);
+                    Some(tls)
+                }
                 false => None,
             };
             if let Some(expiry) = tls::expiry(&config.certificates_pem) {
@@ -132,10 +148,28 @@ impl Server {
             agents = Some((address, listener, tls, config));
         }
         let mut admin = None;
+        let mut admin_tls = None;
+        let mut admin_certificate = None;
+        let security = &config.admin_security;
         if let Some(config) = &config.admin {
+            if let Some((certificates_pem, key_pem)) = &security.certificate_and_key_pem {
+                let (mut tls, certificate) = tls::server_config(certificates_pem, key_pem)?;
+                tls.alpn_protocols = vec![b"h2".to_vec()];
+                if let Some(expiry) = tls::expiry(certificates_pem) {
+                    engine.metrics.set_certificate_expiry("admin", expiry);
+                }
+                admin_tls = Some(Arc::new(tls));
+                admin_certificate = Some(certificate);
+            }
             let wanted = wanted(&config.listen, listeners.admin.as_ref());
-            admin = Some(listen(&wanted, "the admin API").await?);
+            let (address, listener) = listen(&wanted, "the admin API").await?;
+            let is_guarded = admin_tls.is_some() && security.access.is_some();
+            if !(is_guarded || security.insecure || address.ip().to_canonical().is_loopback()) {
+                return Err(StartError::OpenAdmin { address });
+            }
+            admin = Some((address, listener));
         }
+        let access = Access::new(security.access.clone());
         let stats = match &config.stats_listen {
             Some(listen_at) => Some(listen(&wanted(listen_at, None), "metrics").await?),
             None => None,
@@ -168,7 +202,8 @@ impl Server {
             let admin = Admin {
                 engine: Arc::clone(&engine),
             };
-            (address, AdminServer::start(listener, admin))
+            let server = AdminServer::start(listener, admin, admin_tls, access.clone());
+            (address, server)
         });
         let health = Arc::new(Health::new(Arc::clone(&engine)));
         let watched = |(address, listener), port| {
@@ -191,6 +226,9 @@ impl Server {
             stats,
             health_check,
             health,
+            agents_certificate,
+            admin_certificate,
+            access,
             stop_limit: config.stop_limit,
         })
     }
@@ -213,6 +251,54 @@ impl Server {
     /// Returns where health checks are answered.
     pub fn health_check_addr(&self) -> Option<SocketAddr> {
         self.health_check.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Uses another certificate for agents from the next connection on.
+    ///
+    /// # Errors
+    /// The certificate or the key cannot be used; nothing has changed then.
+    pub fn set_agents_certificate(
+        &self,
+        certificates_pem: &str,
+        key_pem: &str,
+    ) -> Result<(), TlsError> {
+        let certificate = self.agents_certificate.as_ref();
+        self.set_certificate("agents", certificate, certificates_pem, key_pem)
+    }
+
+    /// Uses another certificate for the admin API from the next connection on.
+    ///
+    /// # Errors
+    /// The certificate or the key cannot be used; nothing has changed then.
+    pub fn set_admin_certificate(
+        &self,
+        certificates_pem: &str,
+        key_pem: &str,
+    ) -> Result<(), TlsError> {
+        let certificate = self.admin_certificate.as_ref();
+        self.set_certificate("admin", certificate, certificates_pem, key_pem)
+    }
+
+    fn set_certificate(
+        &self,
+        listener: &'static str,
+        certificate: Option<&LiveCertificate>,
+        certificates_pem: &str,
+        key_pem: &str,
+    ) -> Result<(), TlsError> {
+        let Some(certificate) = certificate else {
+            return Ok(());
+        };
+        certificate.replace(certificates_pem, key_pem)?;
+        if let Some(expiry) = tls::expiry(certificates_pem) {
+            self.engine.metrics.set_certificate_expiry(listener, expiry);
+        }
+        Ok(())
+    }
+
+    /// Lets other callers use the admin API from the next call on.
+    pub fn set_admin_access(&self, access: AccessList) {
+        self.access.replace(access);
     }
 
     /// Stops serving: streams are told to end, running calls finish, broadcast

@@ -1,7 +1,7 @@
 //! TLS towards agents: whoever proves possession of a key is the client with
 //! that key; who has signed the certificate does not matter.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -12,8 +12,10 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ServerConfig, ServerConnection};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig, ServerConnection,
+};
+use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
 use crate::certificate;
@@ -57,13 +59,34 @@ pub enum TlsError {
     Setup(#[source] rustls::Error),
 }
 
+/// The certificate of a listener, which can be replaced while it serves.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveCertificate(Arc<RwLock<Arc<CertifiedKey>>>);
+
+impl LiveCertificate {
+    /// Uses another certificate from the next handshake on.
+    pub(crate) fn replace(&self, certificates_pem: &str, key_pem: &str) -> Result<(), TlsError> {
+        let certified = certified_key(&provider(), certificates_pem, key_pem)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certified);
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for LiveCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let certified = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&certified))
+    }
+}
+
 /// Returns the TLS settings for the agents' port.
 pub(crate) fn server_config(
     certificates_pem: &str,
     key_pem: &str,
-) -> Result<ServerConfig, TlsError> {
+) -> Result<(ServerConfig, LiveCertificate), TlsError> {
     let provider = Arc::new(provider());
     let certified = certified_key(&provider, certificates_pem, key_pem)?;
+    let certificate = LiveCertificate(Arc::new(RwLock::new(Arc::new(certified))));
     let verifier = Arc::new(AnyCertificate {
         provider: Arc::clone(&provider),
     });
@@ -71,12 +94,12 @@ pub(crate) fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Setup)?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        .with_cert_resolver(Arc::new(certificate.clone()));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Agents never resume, and a resumed session would not prove the key again.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
+    Ok((config, certificate))
 }
 
 /// Refuses a certificate or key that [`server_config`] could not use.
@@ -85,7 +108,7 @@ pub(crate) fn check(certificates_pem: &str, key_pem: &str) -> Result<(), TlsErro
 }
 
 /// Returns when the first of these certificates expires.
-pub(crate) fn expiry(certificates_pem: &str) -> Option<SystemTime> {
+pub fn expiry(certificates_pem: &str) -> Option<SystemTime> {
     let leaf = CertificateDer::from_pem_slice(certificates_pem.as_bytes()).ok()?;
     let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).ok()?;
     let seconds = u64::try_from(leaf.validity().not_after.timestamp()).ok()?;

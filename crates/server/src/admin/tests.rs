@@ -74,7 +74,7 @@ async fn change_is_finished_though_its_caller_hangs_up() {
     let methods = methods().await;
     let (go_on, waiting) = oneshot::channel();
     let (finished, done) = oneshot::channel();
-    let call = methods.change("Example", |_| async move {
+    let call = methods.change(Call::new("Example", &Request::new(())), |_| async move {
         waiting.await.unwrap();
         finished.send(()).unwrap();
         Ok(())
@@ -87,6 +87,8 @@ async fn change_is_finished_though_its_caller_hangs_up() {
 #[tokio::test]
 async fn change_that_panics_is_an_error_of_its_call_only() {
     let methods = methods().await;
-    let answer = methods.change("Example", |_| async { panic!("as expected") });
+    let answer = methods.change(Call::new("Example", &Request::new(())), |_| async {
+        panic!("as expected")
+    });
     assert_eq!(answer.await.unwrap_err().code(), tonic::Code::Internal);
 }

@@ -38,7 +38,8 @@ impl Bed {
         let memory = Arc::new(MemoryStore::new(Arc::clone(&clock), Arc::clone(&random)));
         let store = Arc::clone(&memory) as Arc<dyn Store>;
         let authority = Authority::new();
-        let tls = tls::server_config(&authority.certificates_pem, &authority.key_pem).unwrap();
+        let tls = tls::server_config(&authority.certificates_pem, &authority.key_pem);
+        let (tls, _) = tls.unwrap();
         let mut options = Options::new(Some(Arc::new(tls)));
         let mut limits = Limits::default();
         change(&mut options, &mut limits);

@@ -1,5 +1,6 @@
 //! The admin interface over a real connection (protocol specification section 4.2, P-150 to P-167).
 
+mod access;
 mod broadcasts;
 mod clients;
 mod files;
