@@ -1,19 +1,39 @@
 //! The connection of operator commands to a running server.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use fleethold_proto::fleetspeak::server::admin_client::AdminClient;
 use fleethold_server::config::split_listen;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
 
 use crate::output::{Exit, Failure};
 
 /// What a server may answer at once; lists of clients are long.
 const MAX_ANSWER_BYTES: usize = 1 << 30;
 
-pub(crate) type Client = AdminClient<Channel>;
+pub(crate) type Client = AdminClient<InterceptedService<Channel, Token>>;
+
+/// Shows the caller's token, if there is one.
+#[derive(Clone)]
+pub(crate) struct Token(Option<AsciiMetadataValue>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
 
 /// Where the server is.
 #[derive(Args, Debug)]
@@ -27,6 +47,12 @@ pub(crate) struct AdminArgs {
     )]
     #[arg(value_parser = host_port)]
     admin: String,
+    /// A file with the token that the server's access file knows you by
+    #[arg(long, env = "FLEETHOLD_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+    /// The certificate in PEM by which the admin interface is recognized; for servers whose admin interface speaks TLS
+    #[arg(long, env = "FLEETHOLD_ADMIN_CA", value_name = "FILE")]
+    admin_ca: Option<PathBuf>,
 }
 
 impl AdminArgs {
@@ -37,12 +63,27 @@ impl AdminArgs {
     }
 
     /// Connects to the server, for a service other than `fleetspeak.server.Admin`.
-    pub(crate) async fn channel(&self) -> Result<Channel, Failure> {
+    pub(crate) async fn channel(&self) -> Result<InterceptedService<Channel, Token>, Failure> {
         let authority = match self.admin.strip_prefix(':') {
             Some(port) => format!("localhost:{port}"),
             None => self.admin.clone(),
         };
-        let channel = match Endpoint::from_shared(format!("http://{authority}")) {
+        let scheme = match self.admin_ca {
+            Some(_) => "https",
+            None => "http",
+        };
+        let token = self.token()?;
+        let endpoint = match (
+            Endpoint::from_shared(format!("{scheme}://{authority}")),
+            &self.admin_ca,
+        ) {
+            (Ok(endpoint), Some(path)) => {
+                let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?));
+                endpoint.tls_config(tls)
+            }
+            (endpoint, _) => endpoint,
+        };
+        let channel = match endpoint {
             Ok(endpoint) => {
                 endpoint
                     .connect_timeout(Duration::from_secs(5))
@@ -52,13 +93,33 @@ impl AdminArgs {
             }
             Err(error) => Err(error),
         };
-        channel.map_err(|error| {
+        let channel = channel.map_err(|error| {
             let error = anyhow::Error::new(error).context(format!("cannot reach the server at `{}`", self.admin));
             Failure::new(Exit::Temporary, error).hint(
                 "start it with `fleethold serve`, or say where its admin interface is with --admin or FLEETHOLD_ADMIN",
             )
-        })
+        })?;
+        Ok(InterceptedService::new(channel, token))
     }
+
+    fn token(&self) -> Result<Token, Failure> {
+        let Some(path) = &self.admin_token_file else {
+            return Ok(Token(None));
+        };
+        let text = read(path)?;
+        let mut token: AsciiMetadataValue =
+            format!("Bearer {}", text.trim()).parse().map_err(|_| {
+                let error = format!("`{}` holds no token", path.display());
+                Failure::usage(error).hint("write it on one line, in plain ASCII")
+            })?;
+        token.set_sensitive(true);
+        Ok(Token(Some(token)))
+    }
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display())))
 }
 
 /// Returns how to report that the server did not do what was asked: `action` completes "cannot".

@@ -40,7 +40,11 @@ impl LogArgs {
         // A bare level is about us; libraries only report what may need attention.
         let directives = match self.log.parse::<tracing::level_filters::LevelFilter>() {
             Ok(level) if level > tracing::level_filters::LevelFilter::WARN => {
-                format!("warn,fleethold={level}")
+                format!("warn,audit=info,fleethold={level}")
+            }
+            // Who changed what is not a matter of the level.
+            Ok(level) if level > tracing::level_filters::LevelFilter::OFF => {
+                format!("{level},audit=info")
             }
             _ => self.log.clone(),
         };

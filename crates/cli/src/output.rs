@@ -50,6 +50,11 @@ impl Failure {
         Self::new(Exit::Usage, anyhow::Error::msg(message.into()))
     }
 
+    /// Returns what has failed.
+    pub(crate) fn error(&self) -> &anyhow::Error {
+        &self.error
+    }
+
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -3,6 +3,7 @@
 mod agents;
 mod check;
 mod inherit;
+mod operation;
 mod plan;
 
 use std::net::SocketAddr;
@@ -17,7 +18,9 @@ use fleethold_proto::pack;
 use fleethold_server::config::split_listen;
 use fleethold_server::{Server, StartError};
 use fleethold_store::{Clock, Random, Store};
+use tokio::signal::unix::Signal;
 
+use self::operation::Reloader;
 use crate::admin::host_port;
 use crate::logging::LogArgs;
 use crate::output::{self, Exit, Failure};
@@ -71,6 +74,8 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     agents: agents::AgentArgs,
     #[command(flatten)]
+    operation: operation::OperationArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -80,20 +85,22 @@ struct Running {
     store: Arc<dyn Store>,
     /// Keeps the data directory locked.
     plan: plan::Plan,
+    reloader: Reloader,
 }
 
 pub(crate) async fn run(args: ServeArgs, clock: Arc<dyn Clock>) -> Result<(), Failure> {
     args.log.install()?;
     let mut signals = Signals::install()?;
+    let mut hang_up = Signals::hang_up()?;
     let random = Arc::new(Random::from_os());
-    let running = tokio::select! {
-        running = Box::pin(start(args, clock, random)) => running?,
+    let mut running = tokio::select! {
+        running = Box::pin(start(args, Arc::clone(&clock), Arc::clone(&random))) => running?,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before the start was complete");
             return Ok(());
         }
     };
-    let signal = signals.next().await;
+    let signal = serve(&mut running, &mut signals, &mut hang_up, &*clock, &random).await;
     tracing::info!(signal, "stopping");
     tokio::select! {
         stopped = tokio::time::timeout(STOP_LIMIT, stop(running)) => stopped.unwrap_or_else(|_| {
@@ -103,12 +110,36 @@ pub(crate) async fn run(args: ServeArgs, clock: Arc<dyn Clock>) -> Result<(), Fa
     }
 }
 
+/// Serves until a signal asks to stop, and follows the files meanwhile.
+async fn serve(
+    running: &mut Running,
+    signals: &mut Signals,
+    hang_up: &mut Signal,
+    clock: &dyn Clock,
+    random: &Random,
+) -> &'static str {
+    let mut look = tokio::time::interval(operation::LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let asked = tokio::select! {
+            signal = signals.next() => return signal,
+            _ = hang_up.recv() => true,
+            _ = look.tick() => false,
+        };
+        let agents = running.plan.agents_certificate(clock, random);
+        let now = clock.now();
+        running.reloader.look(&running.server, agents, now, asked);
+    }
+}
+
 async fn start(
     args: ServeArgs,
     clock: Arc<dyn Clock>,
     random: Arc<Random>,
 ) -> Result<Running, Failure> {
+    let operation = args.operation.clone();
     let mut plan = plan::Plan::new(args, &*clock, &random)?;
+    let reloader = Reloader::new(operation, &plan.config);
     agents::allow_open_files(&mut plan.config.limits);
     let names = std::env::var("LISTEN_FDNAMES").ok();
     inherit::take(&mut plan.config, names.as_deref())?;
@@ -131,12 +162,14 @@ async fn start(
             server,
             store,
             plan,
+            reloader,
         },
         Err(failure) => {
             let _ = stop(Running {
                 server,
                 store,
                 plan,
+                reloader,
             })
             .await;
             return Err(failure);
@@ -146,6 +179,7 @@ async fn start(
     tracing::info!(
         agents = address(running.server.agents_addr()),
         admin = address(running.server.admin_addr()),
+        stats = address(running.server.stats_addr()),
         "ready"
     );
     Ok(running)
@@ -156,6 +190,7 @@ async fn stop(running: Running) -> Result<(), Failure> {
         server,
         store,
         plan,
+        reloader: _,
     } = running;
     server.stop().await;
     let closed = store.close().await;
@@ -179,6 +214,9 @@ fn not_started(error: StartError) -> Failure {
             };
             Failure::new(Exit::Failed, error).hint(hint)
         }
+        StartError::OpenAdmin { .. } => Failure::new(Exit::Usage, error).hint(
+            "give it --admin-certificate, --admin-key and --admin-access; or, if the network is guarded by other means, --admin-insecure",
+        ),
         error => Failure::new(Exit::Usage, error),
     }
 }

@@ -19,6 +19,11 @@ impl Signals {
         })
     }
 
+    /// Takes over SIGHUP, which asks a server to read its files again.
+    pub(crate) fn hang_up() -> Result<Signal> {
+        signal(SignalKind::hangup()).context("cannot handle signals")
+    }
+
     /// Waits for the next request and returns its name.
     pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {

@@ -1,5 +1,7 @@
 //! Checks a configuration without serving anything.
 
+use std::net::SocketAddr;
+
 use fleethold_proto::fleetspeak::server::ServiceConfig;
 
 use crate::config::{Config, split_listen};
@@ -21,6 +23,17 @@ pub async fn check(config: &Config) -> Vec<StartError> {
         let checked = tls::check(&agents.certificates_pem, &agents.key_pem);
         problems.extend(checked.err().map(StartError::Tls));
     }
+    let security = &config.admin_security;
+    if let Some((certificates_pem, key_pem)) = &security.certificate_and_key_pem {
+        let checked = tls::check(certificates_pem, key_pem);
+        problems.extend(checked.err().map(StartError::Tls));
+    }
+    let admin = config.admin.as_ref().map(|admin| &admin.listen);
+    if let Some(address) = admin.and_then(|listen| full_address(listen).parse::<SocketAddr>().ok())
+        && !security.allows(address)
+    {
+        problems.push(StartError::OpenAdmin { address });
+    }
     let refused = |service: &ServiceConfig| services::make(service).err();
     problems.extend(
         config
@@ -38,6 +51,8 @@ pub async fn check(config: &Config) -> Vec<StartError> {
             config.admin.as_ref().map(|admin| &admin.listen),
             "the admin API",
         ),
+        (config.stats_listen.as_ref(), "metrics"),
+        (config.health_check_listen.as_ref(), "health checks"),
         (config.stats_listen.as_ref(), "metrics"),
         (config.health_check_listen.as_ref(), "health checks"),
     ];

@@ -11,6 +11,7 @@ mod syntax;
 mod tests;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -309,6 +310,14 @@ impl Default for AgentsConfig {
             proxy_protocol: false,
             trusted_proxies: default_trusted_proxies(),
         }
+    }
+}
+
+impl AdminSecurity {
+    /// Returns whether the interface may listen at `address`.
+    pub(crate) fn allows(&self, address: SocketAddr) -> bool {
+        let is_guarded = self.certificate_and_key_pem.is_some() && self.access.is_some();
+        is_guarded || self.insecure || address.ip().to_canonical().is_loopback()
     }
 }
 

@@ -46,8 +46,8 @@ use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-pub use check::check;
 pub use admin::{AccessError, AccessList, Role};
+pub use check::check;
 pub use config::{AdminConfig, AgentsConfig, Config, ConfigError};
 pub use limits::Limits;
 pub use listen::Listeners;
@@ -163,8 +163,7 @@ impl Server {
             }
             let wanted = wanted(&config.listen, listeners.admin.as_ref());
             let (address, listener) = listen(&wanted, "the admin API").await?;
-            let is_guarded = admin_tls.is_some() && security.access.is_some();
-            if !(is_guarded || security.insecure || address.ip().to_canonical().is_loopback()) {
+            if !security.allows(address) {
                 return Err(StartError::OpenAdmin { address });
             }
             admin = Some((address, listener));

@@ -72,6 +72,7 @@ pub(crate) async fn run(args: CheckArgs) -> Result<(), Failure> {
 fn upstream(mut args: ServeArgs, components: &Path) -> Found {
     let services = args.services_config.take();
     let agents = args.agents.clone();
+    let operation = args.operation.clone();
     let mut problems = Vec::new();
     let (mut config, store) = match Plan::from_upstream(args, components) {
         Ok(plan) => (plan.config, Some(plan.store)),
@@ -84,6 +85,7 @@ fn upstream(mut args: ServeArgs, components: &Path) -> Found {
         problems.extend(read_services(&mut config, &services).err());
     }
     agents.apply(&mut config);
+    problems.extend(operation.apply(&mut config).err());
     Found {
         config,
         store,
@@ -130,6 +132,7 @@ fn data_dir(args: ServeArgs) -> Found {
         .into_iter()
         .for_each(|service| config.add_service(service));
     args.agents.apply(&mut config);
+    problems.extend(args.operation.apply(&mut config).err());
     Found {
         config,
         store: args.store,

@@ -18,11 +18,14 @@ use crate::store::StoreUrl;
 pub(super) struct Plan {
     pub(super) config: Config,
     pub(super) store: StoreUrl,
+    /// Upstream's file, if it decides.
+    components: Option<PathBuf>,
     /// The data directory, unless upstream's files decide.
     local: Option<Local>,
 }
 
 struct Local {
+    names: Vec<ServerName<'static>>,
     dir: DataDir,
     ca_pem: String,
     listen_host: String,
@@ -38,11 +41,13 @@ impl Plan {
         random: &Random,
     ) -> Result<Self, Failure> {
         let agents = args.agents.clone();
+        let operation = args.operation.clone();
         let mut plan = match args.components_config.clone() {
             Some(components) => Self::from_upstream(args, &components),
             None => Self::from_data_dir(args, clock, random),
         }?;
         agents.apply(&mut plan.config);
+        operation.apply(&mut plan.config)?;
         Ok(plan)
     }
 
@@ -91,6 +96,7 @@ impl Plan {
         Ok(Self {
             config,
             store,
+            components: Some(components.to_owned()),
             local: None,
         })
     }
@@ -133,7 +139,9 @@ impl Plan {
         Ok(Self {
             config,
             store: args.store.unwrap_or(StoreUrl::Sqlite(own_store)),
+            components: None,
             local: Some(Local {
+                names: names.iter().map(ServerName::to_owned).collect(),
                 dir,
                 ca_pem: certificates.ca_pem,
                 listen_host: listen_host.to_owned(),
@@ -141,6 +149,27 @@ impl Plan {
                 new_store,
             }),
         })
+    }
+
+    /// Returns the certificate and key that agents should see now: those of
+    /// upstream's file, or those of the data directory, renewed if need be.
+    pub(super) fn agents_certificate(
+        &mut self,
+        clock: &dyn Clock,
+        random: &Random,
+    ) -> Result<Option<(String, String)>, Failure> {
+        if let Some(path) = &self.components {
+            let text = read(path)?;
+            let upstream = Config::from_upstream(&ConfigText { path, text: &text }, None)
+                .map_err(wrong_config)?;
+            let agents = upstream.config.agents;
+            return Ok(agents.map(|agents| (agents.certificates_pem, agents.key_pem)));
+        }
+        let Some(local) = &mut self.local else {
+            return Ok(None);
+        };
+        let certificates = local.dir.certificates(&local.names, clock.now(), random)?;
+        Ok(Some((certificates.server_pem, certificates.server_key_pem)))
     }
 
     /// Completes the data directory, now that the ports are known, and returns what to tell the user.
