@@ -92,6 +92,10 @@ fn s10_admin_interface_for_others_needs_tls_and_access_or_a_clear_word() {
     ]);
     let refused = refused.failure(2);
     assert!(refused.contains("open to everybody"), "{refused}");
+    let data_arg = data.to_str().unwrap();
+    let open = ["--data-dir", data_arg, "--admin-listen", "0.0.0.0:0"];
+    let checked = run(["check-config"].iter().chain(&open)).failure(2);
+    assert!(checked.contains("open to everybody"), "{checked}");
     assert!(refused.contains("--admin-insecure"), "{refused}");
     let server = Serving::start_with(&data, &["--admin-insecure"]);
     server.stop();
