@@ -62,6 +62,11 @@ fn call(path: &str, token: Option<&str>) -> Code {
 /// Returns the paths of all methods of the admin interface.
 fn methods() -> BTreeSet<String> {
     let pool = DescriptorPool::decode(fleethold_proto::DESCRIPTORS).unwrap();
+    let ours = pool.get_service_by_name("fleethold.admin.v1.Broadcasts");
+    assert_eq!(ours.unwrap().methods().count(), 1, "give it a role here");
+    let progress = "/fleethold.admin.v1.Broadcasts/GetBroadcastProgress";
+    assert_eq!(call(progress, Some("read")), Code::Ok);
+    assert_eq!(call(progress, Some("files")), Code::PermissionDenied);
     let admin = pool.get_service_by_name("fleetspeak.server.Admin").unwrap();
     admin
         .methods()
