@@ -131,21 +131,26 @@ def call(client, arguments):
     calls.FetchClientResourceUsageRecords(usage)
 
     # The agent's service is started anew and works; then the agent ends.
-    system(calls, client, "RestartService", system_pb2.RestartServiceRequest(name=NAME))
+    system(calls, admin, client, "RestartService", system_pb2.RestartServiceRequest(name=NAME))
     message.message_id = os.urandom(32)
     calls.InsertMessage(message)
     assert received.get(timeout=SECONDS).data.value == message.data.value
-    system(calls, client, "Die", system_pb2.DieRequest(force=True))
+    system(calls, admin, client, "Die", system_pb2.DieRequest(force=True))
 
 
-def system(calls, client, kind, data):
+def system(calls, admin, client, kind, data):
     message = common_pb2.Message(message_id=os.urandom(32), message_type=kind)
     message.destination.client_id = client
     message.destination.service_name = "system"
     message.data.Pack(data)
     calls.InsertMessage(message)
-    count = admin_pb2.GetPendingMessageCountRequest(client_ids=[client])
-    until(lambda: calls.GetPendingMessageCount(count).count == 0)
+    request = admin_pb2.GetMessageStatusRequest(message_id=message.message_id)
+
+    def is_done():
+        status = admin.GetMessageStatus(request, timeout=SECONDS)
+        return status.result.HasField("processed_time")
+
+    until(is_done)
 
 
 def expect(wanted, found):

@@ -77,8 +77,11 @@ impl<S> Checked<S> {
                     role.name()
                 )))
             }
-            // What is unknown is answered by whoever knows that.
-            _ => Ok(caller.clone()),
+            Some(_) => Ok(caller.clone()),
+            // A method that asks for nothing yet is nobody's.
+            None => Err(Status::unimplemented(format!(
+                "there is no method `{path}`"
+            ))),
         }
     }
 }

@@ -132,8 +132,16 @@ fn s10_health_is_for_everybody_and_reflection_for_every_caller() {
     let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
     assert_eq!(call(reflection, None), Code::Unauthenticated);
     assert_eq!(call(reflection, Some("files")), Code::Ok);
-    // The service itself says that there is no such method.
-    assert_eq!(call("/fleetspeak.server.Admin/New", Some("read")), Code::Ok);
+}
+
+#[test]
+fn s16_method_without_a_role_is_nobodys() {
+    for role in Role::ALL {
+        assert_eq!(
+            call("/fleetspeak.server.Admin/New", Some(role.name())),
+            Code::Unimplemented
+        );
+    }
     assert_eq!(
         call("/fleetspeak.server.Admin/New", None),
         Code::Unauthenticated
