@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -16,6 +17,9 @@ use tokio::runtime::Runtime;
 use crate::child::{Death, Order};
 use crate::findings::{find, open};
 use crate::history::{FIRST_FILLER, Kind, MOST_STEPS, base_client, to_server};
+
+/// The number of SIGKILL.
+const KILL: i32 = 9;
 
 /// A process that does not come to the point in this time has a bug.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -251,10 +255,13 @@ fn kill_in_time(
         }
     };
     child.kill().map_err(|error| error.to_string())?;
-    child.wait().map_err(|error| error.to_string())?;
+    let status = child.wait().map_err(|error| error.to_string())?;
     listener.join().expect("the listener does not panic");
     lines.extend(receiver.try_iter());
     match ended {
+        Ok(()) if status.signal() != Some(KILL) => {
+            Err(format!("the process was not killed: {status}"))
+        }
         Ok(()) => Ok(lines),
         Err(problem) => Err(format!("the process {problem}")),
     }
