@@ -53,8 +53,6 @@ pub async fn check(config: &Config) -> Vec<StartError> {
         ),
         (config.stats_listen.as_ref(), "metrics"),
         (config.health_check_listen.as_ref(), "health checks"),
-        (config.stats_listen.as_ref(), "metrics"),
-        (config.health_check_listen.as_ref(), "health checks"),
     ];
     for (address, whom) in addresses {
         let Some(address) = address.filter(|address| split_listen(address).is_ok()) else {

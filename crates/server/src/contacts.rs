@@ -1,6 +1,8 @@
 //! What happens in a contact of an agent, whatever carries it: checks,
 //! enrolment, its messages, and messages for it (protocol specification section 3).
 
+pub(crate) mod checks;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,24 +10,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use fleethold_proto::Timestamp;
 use fleethold_proto::fleetspeak::{
     Address, ContactData as WireContact, Label, Message, MessageResult, WrappedContactData,
 };
 use fleethold_store::clock::timestamp;
 use fleethold_store::limits::{check_name, fills_claim};
 use fleethold_store::{
-    ClientData, ClientId, ContactData, ContactId, ErrorKind, MAX_PAYLOAD_BYTES, MessageId,
-    ServiceLimits,
+    ClientData, ClientId, ContactData, ContactId, ErrorKind, MessageId, ServiceLimits,
 };
 use tokio::time::Instant;
 
 use crate::cache::CachedClient;
 use crate::certificate;
+use crate::contacts::checks::{check_key, give_up_oversized, is_die, stamp};
 use crate::engine::Engine;
 use crate::limits::Refused;
 use crate::services::Try;
-use crate::services::system::{CLIENT, DIE, NAME as SYSTEM, REKEY_REQUEST};
+use crate::services::system::{CLIENT, NAME as SYSTEM, REKEY_REQUEST};
 use crate::wire::{self, MOST_ELEMENTS, MOST_MESSAGES};
 
 /// How long a stream's record is kept when the store has a passing trouble: a
@@ -539,69 +540,6 @@ impl Contact {
         }
         opened
     }
-}
-
-fn check_key(known: &CachedClient, peer: &Peer) -> Result<(), ContactError> {
-    // A client added by an operator has no key yet.
-    if known.data.key.is_empty() || known.data.key == peer.key {
-        return Ok(());
-    }
-    tracing::warn!(client = %peer.client, addr = %peer.addr, "refused an agent whose key is not the client's");
-    Err(ContactError::NotAuthorized)
-}
-
-/// Checks a message of an agent and sets what only the server may set.
-pub(crate) fn stamp(client: ClientId, message: &mut Message) -> Result<(), &'static str> {
-    let destination = message.destination.as_ref().ok_or("no destination")?;
-    if !destination.client_id.is_empty() {
-        return Err("addressed to a client");
-    }
-    if destination.service_name.is_empty() {
-        return Err("no destination service");
-    }
-    let source = message.source.as_mut().ok_or("no source")?;
-    if source.service_name.is_empty() {
-        return Err("no source service");
-    }
-    if message.source_message_id.is_empty() {
-        return Err("no source message id");
-    }
-    source.client_id = client.to_bytes();
-    let id = MessageId::for_source(
-        Some(client),
-        &source.service_name,
-        &message.source_message_id,
-    );
-    message.message_id = id.to_bytes();
-    message.validation_info = None;
-    message.result = None;
-    message.is_blocklisted_source = false;
-    Ok(())
-}
-
-/// Fails a message that would have to wait and is too large to be stored: an
-/// error of the contact would make the agent send it for ever.
-fn give_up_oversized(message: &mut Message, now: Timestamp) {
-    let bytes = message.data.as_ref().map_or(0, |data| data.value.len());
-    if message.result.is_some() || bytes <= MAX_PAYLOAD_BYTES {
-        return;
-    }
-    message.data = None;
-    message.result = Some(MessageResult {
-        processed_time: Some(now),
-        failed: true,
-        failed_reason: format!(
-            "The service did not take the message, and {bytes} bytes are too many to wait."
-        ),
-    });
-}
-
-fn is_die(message: &Message) -> bool {
-    message.message_type == DIE
-        && message
-            .destination
-            .as_ref()
-            .is_some_and(|destination| destination.service_name == SYSTEM)
 }
 
 fn failed(error: &fleethold_store::Error) -> ContactError {

@@ -32,7 +32,7 @@ pub fn decode_contact(bytes: Bytes) -> Result<ContactData, String> {
 /// Sets what only the server may set in a message of `client`, unless it must
 /// not send it.
 pub fn stamp(client: ClientId, message: &mut Message) -> Result<(), &'static str> {
-    contacts::stamp(client, message)
+    contacts::checks::stamp(client, message)
 }
 
 /// Reads a message to the service `system`.

@@ -131,6 +131,22 @@ impl Reloader {
         agents: Result<Option<(String, String)>, Failure>,
         asked: bool,
     ) -> Result<(), Failure> {
+        // One that cannot be used does not keep the others from their places.
+        let access = self.args.access().map(|access| {
+            if let Some(access) = access {
+                server.set_admin_access(access);
+            }
+        });
+        let admin = self.reload_admin(server);
+        let agents = agents.and_then(|agents| self.reload_agents(server, agents));
+        access.and(admin).and(agents)?;
+        if asked {
+            tracing::info!("reloaded certificates and access file");
+        }
+        Ok(())
+    }
+
+    fn reload_admin(&mut self, server: &Server) -> Result<(), Failure> {
         let admin = self.args.certificate()?;
         if let (Some((certificates, key)), true) = (&admin, admin != self.admin) {
             server
@@ -139,19 +155,20 @@ impl Reloader {
             tracing::info!("the admin interface has another certificate");
             self.admin = admin;
         }
-        if let Some(access) = self.args.access()? {
-            server.set_admin_access(access);
-        }
-        let agents = agents?;
+        Ok(())
+    }
+
+    fn reload_agents(
+        &mut self,
+        server: &Server,
+        agents: Option<(String, String)>,
+    ) -> Result<(), Failure> {
         if let (Some((certificates, key)), true) = (&agents, agents != self.agents) {
             server
                 .set_agents_certificate(certificates, key)
                 .context("cannot use the certificate for agents")?;
             tracing::info!("agents see another certificate from now on");
             self.agents = agents;
-        }
-        if asked {
-            tracing::info!("reloaded certificates and access file");
         }
         Ok(())
     }

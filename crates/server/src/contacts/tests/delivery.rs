@@ -1,6 +1,7 @@
 //! Messages for agents: tokens, claims, acknowledgements.
 
 use super::*;
+use crate::services::system::DIE;
 
 #[tokio::test]
 async fn p_090_to_093_tokens_limit_what_each_service_gets() {
