@@ -12,6 +12,8 @@ ends when stdin does.
         -> [{"id": ID, "labels": ["service:label"], "blacklisted": B}]
     {"do": "addresses", "client": ID}
         -> ["HOST:PORT"]   of all contacts
+    {"do": "pending", "client": ID}
+        -> N   messages without a result
     {"do": "broadcast", "text": TEXT, "labels": ["service:label"], "limit": N}
         -> null
 """
@@ -106,6 +108,10 @@ class Service:
         request = admin_pb2.ListClientContactsRequest(client_id=bytes.fromhex(client))
         contacts = self.admin.ListClientContacts(request, timeout=CALL_SECONDS).contacts
         return [contact.observed_address for contact in contacts]
+
+    def pending(self, client):
+        request = admin_pb2.GetPendingMessageCountRequest(client_ids=[bytes.fromhex(client)])
+        return self.admin.GetPendingMessageCount(request, timeout=CALL_SECONDS).count
 
     def broadcast(self, text, labels, limit):
         request = admin_pb2.CreateBroadcastRequest(limit=limit)

@@ -122,6 +122,14 @@ impl ServerSideService {
         });
     }
 
+    /// Waits until the client has acknowledged all it was sent.
+    pub(crate) fn wait_until_nothing_is_pending(&self, client: &str) {
+        wait_until("the acknowledgement of all messages", || {
+            let pending = self.ask(&json!({ "do": "pending", "client": client }));
+            if pending == 0 { Ok(()) } else { Err(pending) }
+        });
+    }
+
     pub(crate) fn clients(&self) -> Vec<Client> {
         let answer = self.ask(&json!({ "do": "clients" }));
         array(&answer).iter().map(client).collect()

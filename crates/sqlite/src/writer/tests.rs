@@ -254,13 +254,19 @@ async fn a_transaction_whose_answers_are_large_takes_no_further_job() {
     let (release, held) = hold(&store);
     held.await;
     // Held until their commit, the answers of the first three are enough.
-    let jobs = (1..=5).map(|client| {
-        writer.run("large answer", move |tx| {
-            insert(tx, client)?;
-            tx.hold(BATCH_BYTES / 3 + 1);
-            Ok(tx.held.get())
+    let mut jobs: Vec<_> = (1..=5)
+        .map(|client| {
+            let job = writer.run("large answer", move |tx| {
+                insert(tx, client)?;
+                tx.hold(BATCH_BYTES / 3 + 1);
+                Ok(tx.held.get())
+            });
+            job.boxed()
         })
-    });
+        .collect();
+    for job in &mut jobs {
+        assert!(job.now_or_never().is_none());
+    }
     let jobs = join_all(jobs);
     release.send(()).unwrap();
     let held: Vec<_> = jobs.await.into_iter().map(|job| job.unwrap()).collect();
