@@ -80,6 +80,7 @@
 pub mod clock;
 pub mod limits;
 pub mod record;
+pub mod retry;
 
 mod broadcasts;
 mod clients;
@@ -93,6 +94,8 @@ mod random;
 mod stats;
 
 use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 
 pub use broadcasts::{
     ALLOCATION_GRACE, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED, BroadcastInfo,
@@ -128,5 +131,12 @@ pub trait Store: MessageStore + ClientStore + BroadcastStore + FileStore {
     /// As any read.
     async fn stats(&self) -> Result<StoreStats> {
         Ok(StoreStats::default())
+    }
+
+    /// Streams clients for whom another process may have stored messages, soon
+    /// after it did: a hint that may be missing, late or repeated. The stream
+    /// ends at once if the store hears of nothing.
+    fn wakeups(&self) -> BoxStream<'static, ClientId> {
+        stream::empty().boxed()
     }
 }
