@@ -3,6 +3,7 @@
 mod agents;
 mod check;
 mod inherit;
+mod notifications;
 mod operation;
 mod plan;
 
@@ -73,6 +74,8 @@ pub(crate) struct ServeArgs {
     services_config: Option<PathBuf>,
     #[command(flatten)]
     agents: agents::AgentArgs,
+    #[command(flatten)]
+    notifications: notifications::NotificationArgs,
     #[command(flatten)]
     operation: operation::OperationArgs,
     #[command(flatten)]

@@ -23,7 +23,7 @@ use fleethold_store::{
 };
 use tokio::sync::Notify;
 
-use self::share::{Report, Share};
+use self::share::{Report, Right, Share};
 use crate::cache::CachedClient;
 use crate::streams::Streams;
 
@@ -237,7 +237,7 @@ impl Broadcasts {
                 continue;
             }
             let message = share.message(client, MessageId::random(&self.random), &*self.clock);
-            let allocation = share.allocation.as_ref().map(|allocation| allocation.id);
+            let allocation = share.right.allocation().map(|allocation| allocation.id);
             let saved = self
                 .store
                 .save_broadcast_message(&message, share.id, client, allocation)
@@ -273,7 +273,7 @@ impl Broadcasts {
             Some(current) if !Arc::ptr_eq(&current, used_up) => return Ok(Some(current)),
             Some(_) => {}
         }
-        if used_up.allocation.is_none() || used_up.has_expired(&*self.clock) {
+        if matches!(used_up.right, Right::Unlimited) || used_up.has_expired(&*self.clock) {
             return Ok(None);
         }
         let share = self
@@ -298,14 +298,21 @@ impl Broadcasts {
             let good = share
                 .as_ref()
                 .is_some_and(|share| share.is_good_for(2 * self.poll, &*self.clock));
-            if good {
-                return Ok(false);
+            match share.as_ref().map(|share| &share.right) {
+                Some(Right::OnDemand) => return Ok(false),
+                Some(Right::Limited(_)) if good => {
+                    if share.as_ref().is_some_and(|share| share.is_idle()) {
+                        self.leave_to_others(id, info.broadcast, unreported).await;
+                    }
+                    return Ok(false);
+                }
+                _ => {}
             }
             let replaced = self.replace(info.broadcast, id, unreported).await?;
             return Ok(share.is_none() && replaced.is_some());
         }
         match share {
-            Some(share) if share.allocation.is_none() => {
+            Some(share) if matches!(share.right, Right::Unlimited) => {
                 // Counted now and then, so that a crash loses little of the count.
                 let sent = std::mem::take(&mut *share.sent());
                 if sent > 0 {
@@ -318,7 +325,7 @@ impl Broadcasts {
                 Ok(false)
             }
             limited => {
-                let unlimited = Arc::new(Share::new(id, info.broadcast, None));
+                let unlimited = Arc::new(Share::new(id, info.broadcast, Right::Unlimited));
                 self.with(|current| current.shares.insert(id, unlimited));
                 let is_new = limited.is_none();
                 if let Some(limited) = limited {
@@ -326,6 +333,21 @@ impl Broadcasts {
                 }
                 Ok(is_new)
             }
+        }
+    }
+
+    /// Gives back what nobody here seems to need: agents of other servers may
+    /// wait for it. The next agent that is due gets a new share, if there is one.
+    async fn leave_to_others(
+        &self,
+        id: BroadcastId,
+        broadcast: Broadcast,
+        unreported: &mut Vec<Report>,
+    ) {
+        let on_demand = Arc::new(Share::new(id, broadcast, Right::OnDemand));
+        let idle = self.with(|current| current.shares.insert(id, on_demand));
+        if let Some(idle) = idle {
+            unreported.push(idle.end().await);
         }
     }
 
@@ -341,8 +363,8 @@ impl Broadcasts {
             Err(error) if error.is_not_found() => None,
             other => other?,
         };
-        let share =
-            allocation.map(|allocation| Arc::new(Share::new(id, broadcast, Some(allocation))));
+        let share = allocation
+            .map(|allocation| Arc::new(Share::new(id, broadcast, Right::Limited(allocation))));
         let old = self.with(|current| match &share {
             Some(share) => current.shares.insert(id, Arc::clone(share)),
             None => current.shares.remove(&id),

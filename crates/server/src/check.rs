@@ -53,6 +53,7 @@ pub async fn check(config: &Config) -> Vec<StartError> {
         ),
         (config.stats_listen.as_ref(), "metrics"),
         (config.health_check_listen.as_ref(), "health checks"),
+        (config.notifications.listen.as_ref(), "notifications"),
     ];
     for (address, whom) in addresses {
         let Some(address) = address.filter(|address| split_listen(address).is_ok()) else {

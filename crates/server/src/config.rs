@@ -5,6 +5,7 @@
 
 mod error;
 mod frontend;
+mod notifications;
 mod services;
 mod syntax;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use fleethold_proto::text;
 pub use error::ConfigError;
 pub use frontend::{Frontend, XfccElement, default_trusted_proxies};
 pub use ipnet::IpNet;
+pub use notifications::NotificationConfig;
 
 use crate::admin::AccessList;
 use crate::limits::Limits;
@@ -36,6 +38,9 @@ pub const DEFAULT_BROADCAST_POLL: Duration = Duration::from_secs(60);
 
 /// The shortest time between two reads of the broadcasts.
 pub const MIN_BROADCAST_POLL: Duration = Duration::from_secs(1);
+
+/// How often a stream looks for messages of which no hint came, unless a configuration says otherwise.
+pub const DEFAULT_STREAM_LOOK: Duration = Duration::from_secs(60);
 
 /// How long a stop waits for open streams and calls unless a configuration says otherwise.
 pub const DEFAULT_STOP_LIMIT: Duration = Duration::from_secs(8);
@@ -55,12 +60,17 @@ pub struct Config {
     pub stats_listen: Option<String>,
     /// Where health checks are answered, as in [`AgentsConfig::listen`].
     pub health_check_listen: Option<String>,
+    /// How other servers on the same store are told of news, and tell this one.
+    pub notifications: NotificationConfig,
     /// A label every agent has to carry, if any.
     pub required_label: Option<String>,
     /// The services of this server, each name once.
     pub services: Vec<ServiceConfig>,
     /// How often broadcasts are read again, at least [`MIN_BROADCAST_POLL`].
     pub broadcast_poll: Duration,
+    /// How often an open stream looks for messages that another process has stored without telling this one; zero
+    /// for never. A store that no other process uses is not asked.
+    pub stream_look: Duration,
     /// How long a stop waits for open streams and calls.
     pub stop_limit: Duration,
     /// What agents and strangers may make the server do.
@@ -151,10 +161,11 @@ impl Config {
         refuse_unsupported(&file, components.path)?;
 
         let mut config = Self {
-            warnings: left_out(&file),
+            notifications: NotificationConfig::from_upstream(&file, components.path)?,
             required_label: Some(file.required_label).filter(|label| !label.is_empty()),
             ..Self::default()
         };
+        config.warnings.extend(config.notifications.warning());
         if let Some(https) = file.https_config {
             let field = "https_config.listen_address";
             check_listen(&https.listen_address).map_err(|problem| {
@@ -285,9 +296,11 @@ impl Default for Config {
             admin_security: AdminSecurity::default(),
             stats_listen: None,
             health_check_listen: None,
+            notifications: NotificationConfig::default(),
             required_label: None,
             services: Vec::new(),
             broadcast_poll: DEFAULT_BROADCAST_POLL,
+            stream_look: DEFAULT_STREAM_LOOK,
             stop_limit: DEFAULT_STOP_LIMIT,
             limits: Limits::default(),
             metrics_by_client_labels: true,
@@ -411,29 +424,6 @@ fn refuse_unsupported(file: &components::Config, path: &Path) -> Result<(), Conf
         return Err(ConfigError::unsupported(path, "spanner_config", hint));
     }
     Ok(())
-}
-
-/// Lists settings that can be ignored without harm.
-fn left_out(file: &components::Config) -> Vec<String> {
-    let settings = [
-        (
-            "notification_listen_address",
-            !file.notification_listen_address.is_empty(),
-        ),
-        (
-            "notification_public_address",
-            !file.notification_public_address.is_empty(),
-        ),
-        (
-            "notification_use_http_notifier",
-            file.notification_use_http_notifier,
-        ),
-    ];
-    settings
-        .into_iter()
-        .filter(|(_, is_set)| *is_set)
-        .map(|(field, _)| format!("`{field}` is not supported yet and ignored"))
-        .collect()
 }
 
 fn check_listen(listen: &str) -> Result<(), String> {

@@ -25,6 +25,7 @@ use crate::certificate;
 use crate::contacts::checks::{check_key, give_up_oversized, is_die, stamp};
 use crate::engine::Engine;
 use crate::limits::Refused;
+use crate::notifications::News;
 use crate::services::Try;
 use crate::services::system::{CLIENT, NAME as SYSTEM, REKEY_REQUEST};
 use crate::wire::{self, MOST_ELEMENTS, MOST_MESSAGES};
@@ -483,8 +484,8 @@ impl Contact {
             return;
         }
         match engine.store.release_messages(self.client, &claimed).await {
-            // The agent may have another stream already.
-            Ok(()) => engine.streams.wake(self.client),
+            // The agent may have another stream already, here or elsewhere.
+            Ok(()) => engine.wake(self.client, News::Messages),
             Err(error) => {
                 tracing::warn!(client = %self.client, error = %crate::chain(&error), "cannot give messages back; they wait for the end of their claim");
             }

@@ -1,14 +1,15 @@
 //! What the port for agents and the port for operators both work on.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use fleethold_store::{Clock, Random, Store};
+use fleethold_store::{ClientId, Clock, Random, Store};
 
 use crate::broadcasts::Broadcasts;
 use crate::cache::ClientCache;
 use crate::config::Config;
 use crate::limits::Gate;
 use crate::metrics::{Measured, Metrics};
+use crate::notifications::{News, Notifier};
 use crate::services::system::SystemService;
 use crate::services::{ServiceConfigError, Services};
 use crate::streams::Streams;
@@ -24,6 +25,8 @@ pub(crate) struct Engine {
     pub(crate) random: Arc<Random>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Set at the start, unless no other server can be on the store.
+    notifier: OnceLock<Notifier>,
 }
 
 impl Engine {
@@ -70,6 +73,22 @@ impl Engine {
             random,
             gate: Arc::new(Gate::new(config.limits.clone())),
             metrics,
+            notifier: OnceLock::new(),
         })
+    }
+
+    /// Lets other servers be told of news.
+    pub(crate) fn set_notifier(&self, notifier: Notifier) {
+        if self.notifier.set(notifier).is_err() {
+            tracing::error!("a second notifier is not used");
+        }
+    }
+
+    /// Wakes the client's stream, wherever it ends: here now, at another server soon.
+    pub(crate) fn wake(&self, client: ClientId, news: News) {
+        self.streams.wake(client);
+        if let Some(notifier) = self.notifier.get() {
+            notifier.tell(client, news);
+        }
     }
 }

@@ -29,8 +29,10 @@ mod engine;
 mod https;
 mod listen;
 mod metrics;
+mod notifications;
 mod operations;
 mod services;
+mod side_port;
 mod streams;
 mod tls;
 mod wire;
@@ -42,15 +44,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fleethold_store::{Clock, Random, Store};
+use futures::StreamExt;
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use admin::{AccessError, AccessList, Role};
 pub use check::check;
 pub use config::{AdminConfig, AgentsConfig, Config, ConfigError};
 pub use limits::Limits;
 pub use listen::Listeners;
+pub use notifications::{NotificationSecret, SecretError};
 pub use services::ServiceConfigError;
 pub use tls::TlsError;
 pub use tls::expiry as certificate_expiry;
@@ -60,17 +65,21 @@ use crate::contacts::Contacts;
 use crate::engine::Engine;
 use crate::https::AgentServer;
 use crate::listen::Wanted;
-use crate::operations::{Health, OperationsServer, Port};
+use crate::notifications::Notifications;
+use crate::operations::{Health, Port};
+use crate::side_port::SidePort;
 use crate::tls::LiveCertificate;
 
 /// A running server.
 pub struct Server {
     engine: Arc<Engine>,
     refresher: AbortHandle,
+    _hints: AbortOnDropHandle<()>,
     agents: Option<(SocketAddr, AgentServer)>,
     admin: Option<(SocketAddr, AdminServer)>,
-    stats: Option<(SocketAddr, OperationsServer)>,
-    health_check: Option<(SocketAddr, OperationsServer)>,
+    stats: Option<(SocketAddr, SidePort)>,
+    health_check: Option<(SocketAddr, SidePort)>,
+    notifications: Notifications,
     health: Arc<Health>,
     agents_certificate: Option<LiveCertificate>,
     admin_certificate: Option<LiveCertificate>,
@@ -178,12 +187,23 @@ impl Server {
             None => None,
         };
 
+        let notifications = match &config.notifications.listen {
+            Some(listen_at) => Some(listen(&wanted(listen_at, None), "notifications").await?),
+            None => None,
+        };
+
+        let store_look =
+            Some(config.stream_look).filter(|every| !every.is_zero() && engine.store.is_shared());
+        let has_agents = agents.is_some();
+        let notifications =
+            Notifications::start(&config.notifications, notifications, &engine, has_agents);
+        let notifications = Box::pin(notifications).await;
         let inherited_agents = listeners.agents.is_some();
         let agents = agents.map(|(address, listener, tls, config)| {
             let contacts = Contacts {
                 engine: Arc::clone(&engine),
                 required_label: required_label.clone(),
-                streaming_to: "local".to_owned(),
+                streaming_to: notifications.streaming_to.clone(),
             };
             let options = https::Options {
                 streaming: config.streaming,
@@ -192,6 +212,7 @@ impl Server {
                 proxy_protocol: config.proxy_protocol,
                 inherited: inherited_agents,
                 trusted_proxies: config.trusted_proxies.clone(),
+                store_look,
                 ..https::Options::new(tls.map(Arc::new))
             };
             let server = AgentServer::start(listener, options, Arc::new(contacts));
@@ -207,23 +228,23 @@ impl Server {
         let health = Arc::new(Health::new(Arc::clone(&engine)));
         let watched = |(address, listener), port| {
             let (engine, health) = (Arc::clone(&engine), Arc::clone(&health));
-            (
-                address,
-                OperationsServer::start(listener, port, engine, health),
-            )
+            (address, operations::serve(listener, port, engine, health))
         };
         let stats = stats.map(|bound| watched(bound, Port::Stats));
         let health_check = health_check.map(|bound| watched(bound, Port::HealthCheck));
         let refresher = tokio::spawn(Arc::clone(&engine.broadcasts).run()).abort_handle();
+        let hints = AbortOnDropHandle::new(tokio::spawn(follow_hints(Arc::clone(&engine))));
         let processor = Arc::clone(&engine.services);
         engine.store.register_message_processor(processor).await;
         Ok(Self {
             engine,
             refresher,
+            _hints: hints,
             agents,
             admin,
             stats,
             health_check,
+            notifications,
             health,
             agents_certificate,
             admin_certificate,
@@ -250,6 +271,12 @@ impl Server {
     /// Returns where health checks are answered.
     pub fn health_check_addr(&self) -> Option<SocketAddr> {
         self.health_check.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Returns where notifications of other servers are taken.
+    pub fn notifications_addr(&self) -> Option<SocketAddr> {
+        let listener = self.notifications.listener.as_ref();
+        listener.map(|(address, _)| *address)
     }
 
     /// Uses another certificate for agents from the next connection on.
@@ -332,6 +359,15 @@ impl Server {
         {
             tracing::warn!("broadcast allocations are left to expire");
         }
+    }
+}
+
+/// Wakes streams for messages that other processes have stored, as far as the
+/// store hears of them.
+async fn follow_hints(engine: Arc<Engine>) {
+    let mut hints = engine.store.wakeups();
+    while let Some(client) = hints.next().await {
+        engine.streams.wake(client);
     }
 }
 

@@ -58,6 +58,8 @@ pub(crate) struct Metrics {
     claims: Histogram,
     refusals: Counters,
     repairs: IntCounter,
+    notifications_sent: Counters,
+    notifications_received: Counters,
     certificates: IntGaugeVec,
     queue_depth: IntGaugeVec,
     queue_overdue: GaugeVec,
@@ -230,6 +232,18 @@ impl Metrics {
                     "Over-long values of messages that were cut or left out when stored",
                 )
                 .expect(NAMED),
+            ),
+            notifications_sent: make.counters(
+                "fleethold_notifications_sent_total",
+                "Clients that another server was told of, or should have been",
+                &["result"],
+                1,
+            ),
+            notifications_received: make.counters(
+                "fleethold_notifications_received_total",
+                "Clients that another server told this one of, and calls that were refused",
+                &["result"],
+                1,
             ),
             certificates: make.register(
                 IntGaugeVec::new(
@@ -442,6 +456,16 @@ impl Metrics {
             let refused = self.refusals.of([reason]);
             refused.inc_by(count.saturating_sub(refused.get()));
         }
+    }
+
+    /// Counts what another server was told: `sent`, `failed` or `dropped`.
+    pub(crate) fn notification_sent(&self, result: &'static str, count: u64) {
+        self.notifications_sent.of([result]).inc_by(count);
+    }
+
+    /// Counts what another server told us: `woken`, `no_stream` or `refused`.
+    pub(crate) fn notification_received(&self, result: &'static str, count: u64) {
+        self.notifications_received.of([result]).inc_by(count);
     }
 
     /// Notes when the certificate of a listener expires.

@@ -4,40 +4,20 @@
 
 mod health;
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::net::TcpListener;
 
 pub(crate) use self::health::Health;
 use crate::engine::Engine;
+use crate::side_port::SidePort;
 
 /// How many connections a port serves; more wait to be accepted.
 const MOST_CONNECTIONS: usize = 64;
-
-/// How long a peer may take for a request's header, the connection in between included.
-const HEADER_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long a connection may last: who watches may connect again.
-const CONNECTION_LIMIT: Duration = Duration::from_secs(10 * 60);
-
-/// The pause after a connection could not be accepted, for lack of file descriptors mostly.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The most bytes of a request's header.
-const HEADER_BYTES: usize = 16 * 1024;
 
 /// Which port a request came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,77 +28,27 @@ pub(crate) enum Port {
     HealthCheck,
 }
 
-/// A port that is served until this is dropped.
-pub(crate) struct OperationsServer {
-    _stop: DropGuard,
-}
-
-impl OperationsServer {
-    pub(crate) fn start(
-        listener: TcpListener,
-        port: Port,
-        engine: Arc<Engine>,
-        health: Arc<Health>,
-    ) -> Self {
-        let stop = CancellationToken::new();
-        let answers = Arc::new(Answers {
-            port,
-            engine,
-            health,
-        });
-        tokio::spawn(accept(listener, answers, stop.clone()));
-        Self {
-            _stop: stop.drop_guard(),
-        }
-    }
-}
-
-async fn accept(listener: TcpListener, answers: Arc<Answers>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    let accept_all = async {
-        loop {
-            let place = Arc::clone(&places).acquire_owned().await;
-            match listener.accept().await {
-                Ok((tcp, addr)) => {
-                    let answers = Arc::clone(&answers);
-                    let stop = stop.clone();
-                    tokio::spawn(async move {
-                        let _place = place;
-                        tokio::select! {
-                            () = serve(tcp, addr, answers) => {}
-                            () = stop.cancelled() => {}
-                        }
-                    });
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "cannot accept a connection for metrics or health");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    };
-    tokio::select! {
-        () = accept_all => {}
-        () = stop.cancelled() => {}
-    }
-}
-
-async fn serve(tcp: TcpStream, addr: SocketAddr, answers: Arc<Answers>) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let answers = Arc::clone(&answers);
-        async move { Ok::<_, Infallible>(answers.answer(request.method(), request.uri().path()).await) }
+/// Serves a port until what is returned is dropped.
+pub(crate) fn serve(
+    listener: TcpListener,
+    port: Port,
+    engine: Arc<Engine>,
+    health: Arc<Health>,
+) -> SidePort {
+    let answers = Arc::new(Answers {
+        port,
+        engine,
+        health,
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_LIMIT)
-        .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(tcp), service);
-    match tokio::time::timeout(CONNECTION_LIMIT, connection).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(error)) => {
-            tracing::debug!(%addr, %error, "a connection for metrics or health failed");
-        }
-    }
+    SidePort::start(
+        listener,
+        "metrics or health",
+        MOST_CONNECTIONS,
+        move |request| {
+            let answers = Arc::clone(&answers);
+            async move { answers.answer(request.method(), request.uri().path()).await }
+        },
+    )
 }
 
 struct Answers {

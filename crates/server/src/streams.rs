@@ -36,13 +36,15 @@ impl Streams {
         }
     }
 
-    /// Wakes the newest stream of `client`, if there is one.
-    pub(crate) fn wake(&self, client: ClientId) {
-        self.with(|newest| {
-            if let Some(wake_up) = newest.get(&client) {
+    /// Wakes the newest stream of `client`; returns whether there is one.
+    pub(crate) fn wake(&self, client: ClientId) -> bool {
+        self.with(|newest| match newest.get(&client) {
+            Some(wake_up) => {
                 wake_up.notify_one();
+                true
             }
-        });
+            None => false,
+        })
     }
 
     /// Returns the clients with an open stream.
@@ -89,8 +91,8 @@ mod tests {
         let older = streams.register(client);
         let newer = streams.register(client);
 
-        streams.wake(client);
-        streams.wake(client);
+        assert!(streams.wake(client));
+        assert!(streams.wake(client));
         assert!(newer.woken().now_or_never().is_some());
         assert!(newer.woken().now_or_never().is_none(), "wake-ups collapse");
         assert!(older.woken().now_or_never().is_none());
@@ -99,6 +101,6 @@ mod tests {
         assert_eq!(streams.clients(), [client]);
         drop(newer);
         assert!(streams.clients().is_empty());
-        streams.wake(client);
+        assert!(!streams.wake(client));
     }
 }

@@ -123,6 +123,12 @@ pub trait Store: MessageStore + ClientStore + BroadcastStore + FileStore {
     /// [`ErrorKind::Closed`] afterwards.
     async fn close(&self) -> Result<()>;
 
+    /// Returns whether other processes may use the same data, so that something
+    /// may be due of which this one knows nothing.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Returns what the store knows of its own load; it costs no more than a
     /// small read, however large the backlog is. A store that knows nothing
     /// need not have this method.

@@ -102,6 +102,10 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
+    }
+
     async fn stats(&self) -> Result<StoreStats> {
         let now = self.shared.clock.now();
         self.shared

@@ -72,6 +72,7 @@ pub(crate) async fn run(args: CheckArgs) -> Result<(), Failure> {
 fn upstream(mut args: ServeArgs, components: &Path) -> Found {
     let services = args.services_config.take();
     let agents = args.agents.clone();
+    let notifications = args.notifications.clone();
     let operation = args.operation.clone();
     let mut problems = Vec::new();
     let (mut config, store) = match Plan::from_upstream(args, components) {
@@ -85,6 +86,7 @@ fn upstream(mut args: ServeArgs, components: &Path) -> Found {
         problems.extend(read_services(&mut config, &services).err());
     }
     agents.apply(&mut config);
+    problems.extend(notifications.apply(&mut config).err());
     problems.extend(operation.apply(&mut config).err());
     Found {
         config,
@@ -132,6 +134,7 @@ fn data_dir(args: ServeArgs) -> Found {
         .into_iter()
         .for_each(|service| config.add_service(service));
     args.agents.apply(&mut config);
+    problems.extend(args.notifications.apply(&mut config).err());
     problems.extend(args.operation.apply(&mut config).err());
     Found {
         config,

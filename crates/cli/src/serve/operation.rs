@@ -196,7 +196,12 @@ impl Reloader {
     }
 }
 
-fn refuse_mode(path: &Path, mask: u32, problem: &str, remedy: &str) -> Result<(), Failure> {
+pub(super) fn refuse_mode(
+    path: &Path,
+    mask: u32,
+    problem: &str,
+    remedy: &str,
+) -> Result<(), Failure> {
     let mode = fs::metadata(path)
         .with_context(|| format!("cannot read `{}`", path.display()))
         .map_err(|error| Failure::usage(format!("{error:#}")))?

@@ -41,12 +41,14 @@ impl Plan {
         random: &Random,
     ) -> Result<Self, Failure> {
         let agents = args.agents.clone();
+        let notifications = args.notifications.clone();
         let operation = args.operation.clone();
         let mut plan = match args.components_config.clone() {
             Some(components) => Self::from_upstream(args, &components),
             None => Self::from_data_dir(args, clock, random),
         }?;
         agents.apply(&mut plan.config);
+        notifications.apply(&mut plan.config)?;
         operation.apply(&mut plan.config)?;
         Ok(plan)
     }

@@ -16,6 +16,7 @@ use super::Admin;
 use super::parse;
 use super::status::status;
 use super::stream::owned;
+use crate::notifications::News;
 
 impl Admin {
     /// Returns records of clients: of all if there are no ids at all.
@@ -93,7 +94,7 @@ impl Admin {
             done => done.map_err(status)?,
         }
         self.engine.cache.forget(client);
-        self.engine.streams.wake(client);
+        self.engine.wake(client, News::Client);
         tracing::info!(%client, "blacklisted a client");
         Ok(())
     }

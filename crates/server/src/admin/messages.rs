@@ -11,6 +11,7 @@ use tonic::Status;
 use super::Admin;
 use super::parse;
 use super::status::status;
+use crate::notifications::News;
 
 /// The largest message an agent takes, in bytes, serialised and complete.
 const MAX_CLIENT_MESSAGE_BYTES: usize = 2_097_152;
@@ -68,7 +69,7 @@ impl Admin {
             .store_messages(std::slice::from_ref(message), None)
             .await
             .map_err(status)?;
-        self.engine.streams.wake(client);
+        self.engine.wake(client, News::Messages);
         tracing::info!(message = %id, %client, "inserted a message");
         Ok(())
     }

@@ -13,11 +13,30 @@ use tokio::sync::RwLock;
 pub(super) struct Share {
     pub(super) id: BroadcastId,
     pub(super) broadcast: Broadcast,
-    /// `None`: the broadcast is unlimited.
-    pub(super) allocation: Option<AllocationInfo>,
+    pub(super) right: Right,
     sent: Mutex<u64>,
+    /// How much was sent when somebody last looked.
+    seen: Mutex<u64>,
     /// Read by senders for as long as `sent` may still change back.
     pub(super) in_use: RwLock<()>,
+}
+
+/// How much may be sent.
+#[derive(Debug)]
+pub(super) enum Right {
+    Unlimited,
+    Limited(AllocationInfo),
+    /// Nothing, until somebody needs it: what nobody uses is left to other servers.
+    OnDemand,
+}
+
+impl Right {
+    pub(super) fn allocation(&self) -> Option<&AllocationInfo> {
+        match self {
+            Self::Limited(allocation) => Some(allocation),
+            Self::Unlimited | Self::OnDemand => None,
+        }
+    }
 }
 
 /// An ended share, to be counted in the store.
@@ -28,16 +47,13 @@ pub(super) struct Report {
 }
 
 impl Share {
-    pub(super) fn new(
-        id: BroadcastId,
-        broadcast: Broadcast,
-        allocation: Option<AllocationInfo>,
-    ) -> Self {
+    pub(super) fn new(id: BroadcastId, broadcast: Broadcast, right: Right) -> Self {
         Self {
             id,
             broadcast,
-            allocation,
+            right,
             sent: Mutex::new(0),
+            seen: Mutex::new(0),
             in_use: RwLock::new(()),
         }
     }
@@ -49,9 +65,13 @@ impl Share {
     pub(super) fn take_place(&self, clock: &dyn Clock) -> bool {
         let mut sent = self.sent();
         let is_free = !self.has_expired(clock)
-            && self.allocation.as_ref().is_none_or(|allocation| {
-                *sent < allocation.limit && clock.now() <= allocation.expiry
-            });
+            && match &self.right {
+                Right::Unlimited => true,
+                Right::Limited(allocation) => {
+                    *sent < allocation.limit && clock.now() <= allocation.expiry
+                }
+                Right::OnDemand => false,
+            };
         *sent += u64::from(is_free);
         is_free
     }
@@ -69,9 +89,16 @@ impl Share {
     }
 
     pub(super) fn is_good_for(&self, duration: Duration, clock: &dyn Clock) -> bool {
-        self.allocation.as_ref().is_some_and(|allocation| {
+        self.right.allocation().is_some_and(|allocation| {
             *self.sent() < allocation.limit && clock.now() + duration < allocation.expiry
         })
+    }
+
+    /// Returns whether nothing was sent since the last call.
+    pub(super) fn is_idle(&self) -> bool {
+        let sent = *self.sent();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *seen, sent) == sent
     }
 
     /// Waits for those who send under the share, then says what was sent.
@@ -80,7 +107,7 @@ impl Share {
         let mut sent = self.sent();
         let report = Report {
             broadcast: self.id,
-            allocation: self.allocation.as_ref().map(|allocation| allocation.id),
+            allocation: self.right.allocation().map(|allocation| allocation.id),
             sent: *sent,
         };
         // Whoever still holds the share finds no place in it.

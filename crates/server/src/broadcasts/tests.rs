@@ -108,6 +108,49 @@ async fn p_131_limit_holds_exactly_over_several_servers() {
 }
 
 #[tokio::test]
+async fn what_one_server_does_not_need_goes_to_agents_of_others_after_two_looks() {
+    let bed = Bed::new(2, 20).await;
+    bed.create(1, 10).await;
+    bed.servers[0].0.refresh().await.unwrap();
+    // The first server has agents for two, and holds more; all others are elsewhere.
+    let mut got = 0;
+    for number in 0..20 {
+        let server = usize::from(number >= 1);
+        got += bed.take(server, number).await.0.len();
+        if number == 0 {
+            bed.servers[1].0.refresh().await.unwrap();
+        }
+    }
+    assert!(got < 10, "the first server holds some: {got}");
+    bed.refresh().await;
+    bed.refresh().await;
+    // It has nothing to give back any more; whoever looks next takes it.
+    bed.refresh().await;
+    for number in 1..20 {
+        got += bed.take(1, number).await.0.len();
+    }
+    assert_eq!((got, bed.sent(1).await), (10, 10));
+    let (messages, _) = bed.take(0, 19).await;
+    assert_eq!(messages.len(), 0);
+}
+
+#[tokio::test]
+async fn server_that_gave_its_share_back_takes_one_again_when_an_agent_is_due() {
+    let bed = Bed::new(1, 20).await;
+    bed.create(1, 10).await;
+    for _ in 0..5 {
+        bed.refresh().await;
+    }
+    let broadcasts = bed.store.list_active_broadcasts().await.unwrap();
+    assert_eq!(broadcasts.len(), 1);
+    let mut got = 0;
+    for number in 0..20 {
+        got += bed.take(0, number).await.0.len();
+    }
+    assert_eq!(got, 10);
+}
+
+#[tokio::test]
 async fn p_133_message_goes_to_the_given_service_and_to_the_source_s_without() {
     let bed = Bed::new(1, 1).await;
     for (number, destination) in [(1, None), (2, Some("")), (3, Some("other"))] {

@@ -25,7 +25,7 @@ pub(super) async fn run(news: &Notify, streams: &Streams) {
         tokio::select! {
             () = news.notified() => due.add(streams.clients()),
             _ = period.tick(), if !due.0.is_empty() => {
-                due.next_group().for_each(|client| streams.wake(client));
+                due.next_group().for_each(|client| { streams.wake(client); });
             }
         }
     }

@@ -451,19 +451,37 @@ fn p_213_ports_for_metrics_and_health_are_taken_over() {
 }
 
 #[test]
-fn harmless_settings_are_left_out_with_a_warning() {
-    let config = from_components(
-        "admin_config { listen_address: ':1' }\n\
-         notification_listen_address: 'a:1' notification_public_address: 'b:1' notification_use_http_notifier: true",
-    )
-    .unwrap()
-    .config;
-    assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
-    assert!(
-        config.warnings[2].contains("`notification_use_http_notifier`"),
-        "{:?}",
-        config.warnings
+fn p_214_notifications_are_read_and_addresses_checked() {
+    let read = |text: &str| {
+        let upstream = from_components(&format!("admin_config {{ listen_address: ':1' }} {text}"));
+        upstream.map(|upstream| upstream.config)
+    };
+    let config = read(
+        "notification_listen_address: ':1' notification_public_address: 'b:1' notification_use_http_notifier: true",
     );
+    let config = config.unwrap();
+    assert_eq!(config.notifications.listen.as_deref(), Some(":1"));
+    assert_eq!(config.notifications.public_address.as_deref(), Some("b:1"));
+    assert!(config.notifications.send);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let config = read("").unwrap().notifications;
+    assert_eq!((config.listen, config.public_address), (None, None));
+    assert!(!config.send && config.secret.is_none());
+
+    let config = read("notification_public_address: 'b:1'").unwrap();
+    assert!(config.warnings[0].contains("is ignored without"));
+    let too_long = format!("{}:1", "b".repeat(127));
+    for (field, value) in [
+        ("notification_listen_address", "nine"),
+        ("notification_public_address", "b"),
+        ("notification_public_address", ":1"),
+        ("notification_public_address", "b:0"),
+        ("notification_public_address", &too_long),
+    ] {
+        let error = read(&format!("{field}: '{value}'")).unwrap_err();
+        assert!(error.to_string().contains(field), "{error}");
+        assert!(!error.hint().is_empty());
+    }
 }
 
 #[test]
@@ -520,12 +538,12 @@ fn listen_addresses_are_split_into_host_and_port() {
 fn debug_output_holds_no_secrets() {
     let pems = Pems::new();
     let text = format!(
-        "mysql_data_source_name: 'user:secret@/db' {}",
+        "mysql_data_source_name: 'user:hunter2@/db' {}",
         pems.https(":1", "")
     );
     let debug = format!("{:?}", from_components(&text).unwrap());
     assert!(
-        !debug.contains("secret") && !debug.contains("PRIVATE"),
+        !debug.contains("hunter2") && !debug.contains("PRIVATE"),
         "{debug}"
     );
 }

@@ -44,9 +44,14 @@ use self::body::Budget;
 use crate::config::{Frontend, IpNet, default_trusted_proxies};
 use crate::contacts::Contacts;
 use crate::limits::{Gate, Limits, Notice, Rate, Refused};
+use crate::notifications::PRESENCE;
 
 /// The most bytes of a poll or of a stream's record, decompressed.
 const MOST_CONTACT_BYTES: usize = 20 * 1024 * 1024;
+
+/// How long before its end a stream sends its last messages. No stream sends
+/// for longer than other servers look for it here.
+const DONE_SENDING_BEFORE_END: Duration = Duration::from_secs(30);
 
 /// How long the handling of one contact may take.
 const HANDLING_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -75,6 +80,9 @@ pub(crate) struct Options {
     pub(crate) stream_lifetime: Range<Duration>,
     /// How long before its end an agent is asked to open its next stream.
     pub(crate) done_sending_before_end: Duration,
+    /// How often a stream looks for messages of which nobody told it; `None`
+    /// if nobody else can have stored some.
+    pub(crate) store_look: Option<Duration>,
 }
 
 impl Options {
@@ -87,8 +95,9 @@ impl Options {
             inherited: false,
             streaming: true,
             authorize_files: false,
-            stream_lifetime: Duration::from_secs(8 * 60)..Duration::from_secs(10 * 60 + 30),
-            done_sending_before_end: Duration::from_secs(30),
+            stream_lifetime: Duration::from_secs(8 * 60)..PRESENCE + DONE_SENDING_BEFORE_END,
+            done_sending_before_end: DONE_SENDING_BEFORE_END,
+            store_look: None,
         }
     }
 }

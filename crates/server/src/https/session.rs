@@ -85,6 +85,8 @@ pub(super) struct Session {
     fetch_at: Option<Instant>,
     last_fetch: Instant,
     failed_fetches: i32,
+    /// When to look for messages of which nobody told us.
+    look_at: Option<Instant>,
     /// Fetched and not yet in a frame.
     messages: VecDeque<Message>,
     sending: Sending,
@@ -153,6 +155,7 @@ impl Session {
             fetch_at: None,
             last_fetch: started,
             failed_fetches: 0,
+            look_at: None,
             messages: VecDeque::new(),
             sending: Sending::Open,
             asked_to_leave: false,
@@ -162,6 +165,7 @@ impl Session {
             finish_by: None,
             shared,
         };
+        session.look_again();
         session.deliver(delivery);
         // The agent waits for this frame, with or without messages.
         session.outbox.push_back(framing::delivery(
@@ -240,6 +244,10 @@ impl Session {
                     if self.frames_stuck_until().is_some_and(|end| end <= now) {
                         self.shared.refused(Refused::SlowReader);
                         return EndReason::SlowReader;
+                    }
+                    if self.look_at.is_some_and(|at| at <= now) {
+                        self.look_again();
+                        self.fetch_at.get_or_insert(now);
                     }
                     if self.finish_by.is_none() && self.end_at <= now {
                         reason = EndReason::Lifetime;
@@ -386,6 +394,7 @@ impl Session {
         let mut look = self.finish_by.unwrap_or(self.end_at);
         if self.sending == Sending::Open && self.finish_by.is_none() {
             look = look.min(self.done_sending_at);
+            look = self.look_at.map_or(look, |at| look.min(at));
         }
         if let Some(at) = self.fetch_at.filter(|_| self.may_fetch()) {
             look = look.min(at);
@@ -470,6 +479,15 @@ impl Session {
             self.done_sending_at = self.done_sending_at.min(done);
             self.end_at = self.end_at.min(done + rest);
         }
+    }
+
+    /// Sets the time of the next look at the store; streams do not look all at once.
+    fn look_again(&mut self) {
+        let shared = &self.shared;
+        self.look_at = shared.options.store_look.map(|every| {
+            let jitter = 0.5 + shared.contacts.engine.random.unit();
+            Instant::now() + every.mul_f64(jitter)
+        });
     }
 
     fn fetch_later(&mut self, error: &ContactError) {

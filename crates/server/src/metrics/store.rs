@@ -222,4 +222,12 @@ impl Store for Measured {
     async fn stats(&self) -> Result<StoreStats> {
         self.inner.stats().await
     }
+
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
+    fn wakeups(&self) -> BoxStream<'static, ClientId> {
+        self.inner.wakeups()
+    }
 }

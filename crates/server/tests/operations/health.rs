@@ -145,10 +145,10 @@ async fn disk_fails_for_a_while(fault: Fault) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r13_full_disk_makes_a_server_unready_and_its_end_ready_again() {
-    disk_fails_for_a_while(Fault::Full).await;
+    Box::pin(disk_fails_for_a_while(Fault::Full)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r13_read_only_disk_makes_a_server_unready_and_its_end_ready_again() {
-    disk_fails_for_a_while(Fault::ReadOnly).await;
+    Box::pin(disk_fails_for_a_while(Fault::ReadOnly)).await;
 }
