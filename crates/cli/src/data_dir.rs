@@ -15,24 +15,20 @@
 //! by the next one. Files made for people are never touched again.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::Context;
-use fleethold_proto::fleetspeak::client::generic::{
-    Config, FilesystemHandler, config::PersistenceHandler,
-};
 use fleethold_proto::text;
 use fleethold_store::Random;
 use rustls::pki_types::ServerName;
 
-use crate::certificates::{self, RENEWAL};
+use crate::agent_config::{self, AgentConfig};
+use crate::identity::{self, Identity, Part, Parts, Replace, Wanted};
+use crate::install::{self, Readers};
 use crate::output::{Exit, Failure};
-
-const PUBLIC: u32 = 0o644;
-const SECRET: u32 = 0o600;
 
 const SERVICES: &str = "\
 # The services of this server, read at each start (text form of
@@ -68,13 +64,6 @@ max_buffer_delay_seconds: 1
 # Seconds to wait after a failure.
 min_failure_delay_seconds: 10
 ";
-
-/// The certificates of a server.
-pub(crate) struct Certificates {
-    pub(crate) ca_pem: String,
-    pub(crate) server_pem: String,
-    pub(crate) server_key_pem: String,
-}
 
 /// An open data directory; no other server can open it until it is dropped.
 pub(crate) struct DataDir {
@@ -130,49 +119,43 @@ impl DataDir {
         names: &[ServerName<'_>],
         now: SystemTime,
         random: &Random,
-    ) -> Result<Certificates, Failure> {
-        let ca_pem = match self.read("ca.pem")? {
-            Some(pem) => pem,
-            None => {
-                let key = self.read_or_make("ca-key.pem", SECRET, certificates::new_key)?;
-                let pem = certificates::new_ca(&key, now, random)?;
-                self.write("ca.pem", PUBLIC, &pem)?;
-                pem
-            }
+    ) -> Result<Identity, Failure> {
+        let place = |name: &str| self.path(name).display().to_string();
+        let found = Parts {
+            ca_key: self.read("ca-key.pem")?,
+            ca: self.read("ca.pem")?,
+            server_key: self.read("server-key.pem")?,
+            server: self.read("server.pem")?,
         };
-        let server_key_pem = self.read_or_make("server-key.pem", SECRET, certificates::new_key)?;
-        let check = |leaf: &str| {
-            certificates::check_leaf(&ca_pem, leaf, &server_key_pem, names, now, now + RENEWAL)
+        let wanted = Wanted {
+            ca_name: "fleethold CA",
+            server_name: "fleethold server",
+            names,
+            replace: Replace::Unusable,
+            now,
+            places: Parts {
+                ca_key: place("ca-key.pem"),
+                ca: place("ca.pem"),
+                server_key: place("server-key.pem"),
+                server: place("server.pem"),
+            },
         };
-        let server_pem = match self.read("server.pem")? {
-            Some(pem) if check(&pem).is_ok() => pem,
-            _ => {
-                let ca_key = self.read("ca-key.pem")?.ok_or_else(|| {
-                    let path = self.path("ca-key.pem");
-                    Failure::failed(format!("cannot renew the server certificate without `{}`", path.display()))
-                        .hint("put the key back; or remove ca.pem, and give the new client.config to all agents")
-                })?;
-                let pem =
-                    certificates::new_leaf(&ca_pem, &ca_key, &server_key_pem, names, now, random)
-                        .and_then(|pem| check(&pem).map(|()| pem))
-                        .with_context(|| {
-                            format!("cannot use the keys in `{}`", self.root.display())
-                        })?;
-                self.write("server.pem", PUBLIC, &pem)?;
-                pem
-            }
-        };
-        Ok(Certificates {
-            ca_pem,
-            server_pem,
-            server_key_pem,
-        })
+        let identity = identity::complete(found, &wanted, random)?;
+        for (part, pem) in &identity.made {
+            let (name, readers) = match part {
+                Part::CaKey => ("ca-key.pem", Readers::Owner),
+                Part::Ca => ("ca.pem", Readers::Everybody),
+                Part::ServerKey => ("server-key.pem", Readers::Owner),
+                Part::Server => ("server.pem", Readers::Everybody),
+            };
+            self.write(name, readers, pem)?;
+        }
+        Ok(identity)
     }
 
     /// Returns path and text of the services file.
     pub(crate) fn services(&mut self) -> Result<(PathBuf, String), Failure> {
-        let make = || Ok(SERVICES.to_owned());
-        let text = self.read_or_make("services.config", PUBLIC, make)?;
+        let text = self.read_or_make("services.config", SERVICES)?;
         Ok((self.path("services.config"), text))
     }
 
@@ -183,28 +166,24 @@ impl DataDir {
             fs::create_dir_all(&dir)
                 .with_context(|| format!("cannot create directory `{}`", dir.display()))?;
         }
-        self.read_or_make("agent/communicator.txt", PUBLIC, || {
-            Ok(COMMUNICATOR.to_owned())
-        })?;
+        self.read_or_make("agent/communicator.txt", COMMUNICATOR)?;
 
         let text_path = |path: &Path| path.to_str().expect("the root is UTF-8").to_owned();
-        let config = Config {
-            trusted_certs: ca_pem.to_owned(),
-            server: addresses.to_vec(),
+        let config = AgentConfig {
+            trusted_certs: ca_pem,
+            servers: addresses,
             streaming: true,
-            persistence_handler: Some(PersistenceHandler::FilesystemHandler(FilesystemHandler {
-                configuration_directory: text_path(&agent),
-                state_file: text_path(&agent.join("state")),
-            })),
-            ..Config::default()
+            ..AgentConfig::default()
         };
+        let files = agent_config::files(&text_path(&agent), &text_path(&agent.join("state")));
+        let config = config.message(files);
         let text = format!(
             "# What an agent needs to connect. Written at each start of the server when it\n\
              # differs; to change it for an agent elsewhere, copy it.\n{}",
             text::print(&config)
         );
         if self.read("agent/client.config")?.as_deref() != Some(&text) {
-            self.write("agent/client.config", PUBLIC, &text)?;
+            self.write("agent/client.config", Readers::Everybody, &text)?;
         }
         Ok(self.path("agent/client.config"))
     }
@@ -224,47 +203,21 @@ impl DataDir {
         }
     }
 
-    fn read_or_make(
-        &mut self,
-        name: &str,
-        mode: u32,
-        make: impl FnOnce() -> anyhow::Result<String>,
-    ) -> Result<String, Failure> {
+    fn read_or_make(&mut self, name: &str, new: &str) -> Result<String, Failure> {
         if let Some(text) = self.read(name)? {
             return Ok(text);
         }
-        let text = make()?;
-        self.write(name, mode, &text)?;
-        Ok(text)
+        self.write(name, Readers::Everybody, new)?;
+        Ok(new.to_owned())
     }
 
-    fn write(&mut self, name: &str, mode: u32, text: &str) -> Result<(), Failure> {
+    fn write(&mut self, name: &str, readers: Readers, text: &str) -> Result<(), Failure> {
         let path = self.path(name);
-        replace(&path, mode, text).with_context(|| format!("cannot write `{}`", path.display()))?;
+        install::replace(&path, readers, text.as_bytes())
+            .with_context(|| format!("cannot write `{}`", path.display()))?;
         self.made.push(name.to_owned());
         Ok(())
     }
-}
-
-/// Puts `text` in the place of a file, durably: after a crash there is the old file or the new one.
-fn replace(path: &Path, mode: u32, text: &str) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    // What a crash has left may have another mode.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    let parent = path.parent().expect("files lie below the root");
-    File::open(parent)?.sync_all()
 }
 
 /// Keeps a second server out; the system lets go of the lock when the process ends, however it ends.
@@ -274,7 +227,7 @@ fn lock(root: &Path) -> Result<File, Failure> {
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(SECRET)
+        .mode(Readers::Owner.mode())
         .open(&path)
         .with_context(|| format!("cannot open `{}`", path.display()))?;
     match file.try_lock() {
@@ -297,6 +250,8 @@ fn lock(root: &Path) -> Result<File, Failure> {
 mod tests {
     use std::collections::BTreeMap;
     use std::time::{Duration, UNIX_EPOCH};
+
+    use fleethold_proto::fleetspeak::client::generic::{Config, config::PersistenceHandler};
 
     use super::*;
 

@@ -1,12 +1,16 @@
 //! A Fleetspeak server with an embedded store, and the commands that operate it.
 
 mod admin;
+mod agent_config;
 mod broadcasts;
 mod certificates;
 mod clients;
 mod data;
 mod data_dir;
 mod files;
+mod identity;
+mod init;
+mod install;
 mod logging;
 mod messages;
 mod output;
@@ -42,6 +46,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Check flags and files as for `serve`, and change nothing
     CheckConfig(Box<serve::CheckArgs>),
+    /// Make CA, server certificate, components file and agent configurations, or renew them
+    Init(Box<init::InitArgs>),
     /// List and blacklist clients
     #[command(subcommand)]
     Client(clients::ClientCommand),
@@ -77,6 +83,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         match cli.command {
             Command::Serve(args) => Box::pin(serve::run(*args, clock)).await,
             Command::CheckConfig(args) => Box::pin(serve::check_config(*args)).await,
+            Command::Init(args) => init::run(*args, &*clock, &Random::from_os()),
             Command::Client(command) => Box::pin(command.run()).await,
             Command::Message(command) => Box::pin(command.run()).await,
             Command::Broadcast(command) => Box::pin(command.run(&*clock)).await,

@@ -29,6 +29,7 @@ use crate::signals::Signals;
 use crate::store::StoreUrl;
 
 pub(crate) use check::{CheckArgs, run as check_config};
+pub(crate) use plan::{read, server_name, shell_word, wrong_config};
 
 /// When a stop that does not come to an end is cut off.
 const STOP_LIMIT: Duration = Duration::from_millis(9500);
@@ -251,11 +252,11 @@ fn service(text: &str) -> Result<ServiceConfig, String> {
 }
 
 /// Accepts an address agents can connect to.
-fn public_address(text: &str) -> Result<String, String> {
+pub(crate) fn public_address(text: &str) -> Result<String, String> {
     match split_listen(text) {
         Ok(("", _)) => Err("it has no host; write HOST:PORT".to_owned()),
         Ok((_, 0)) => Err("nobody can connect to port 0; write HOST:PORT".to_owned()),
-        Ok((host, _)) if plan::server_name(host).is_none() => {
+        Ok((host, _)) if server_name(host).is_none() => {
             Err(format!("`{host}` is neither a host name nor an address"))
         }
         Ok(_) => Ok(text.to_owned()),

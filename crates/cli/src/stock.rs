@@ -1,7 +1,7 @@
-//! The stock server's command line: where it is used, ours takes its place.
+//! The command lines of the stock server and configurator: where they are used, ours takes their place.
 //!
 //! Upstream's programs read Go flags: one dash or two, `-flag=value` or `-flag value`, and names with underscores. So a
-//! unit file, a container or GRR may start this program as it started `fleetspeak-server`. Flags of its logging library
+//! unit file, a container or GRR may start this program as it started `fleetspeak-server` or `fleetspeak-config`. Flags of its logging library
 //! are accepted and have no effect; `--log` and `--log-format` are ours.
 
 use std::ffi::{OsStr, OsString};
@@ -10,26 +10,35 @@ use std::path::Path;
 /// Names under which the stock server is installed, in packages and in its container.
 const STOCK_NAMES: [&str; 2] = ["fleetspeak-server", "server"];
 
+/// The same for the stock configurator.
+const STOCK_CONFIGURATOR_NAMES: [&str; 2] = ["fleetspeak-config", "fleetspeak_config"];
+
 /// A flag of the stock server that names a file.
 struct FileFlag {
     stock: &'static str,
     ours: &'static str,
     /// Where the stock server looks without the flag.
-    default: &'static str,
+    default: Option<&'static str>,
 }
 
 const FILES: [FileFlag; 2] = [
     FileFlag {
         stock: "components_config",
         ours: "--components-config",
-        default: "/etc/fleetspeak-server/server.components.config",
+        default: Some("/etc/fleetspeak-server/server.components.config"),
     },
     FileFlag {
         stock: "services_config",
         ours: "--services-config",
-        default: "/etc/fleetspeak-server/server.services.config",
+        default: Some("/etc/fleetspeak-server/server.services.config"),
     },
 ];
+
+const CONFIGURATOR_FILES: [FileFlag; 1] = [FileFlag {
+    stock: "config",
+    ours: "--config",
+    default: None,
+}];
 
 /// Flags of its logging library that need no value, and those that do.
 const LOG_SWITCHES: [&str; 2] = ["logtostderr", "alsologtostderr"];
@@ -47,26 +56,47 @@ const LOG_VALUES: [&str; 7] = [
 pub(crate) fn translate(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut line = line.into_iter();
     let program = line.next().unwrap_or_default();
-    let is_stock_name = Path::new(&program)
-        .file_name()
-        .is_some_and(|name| STOCK_NAMES.iter().any(|stock| name == *stock));
+    let is_called = |names: &[&str]| {
+        let called = Path::new(&program).file_name();
+        called.is_some_and(|called| names.iter().any(|name| called == *name))
+    };
+    let is_configurator = is_called(&STOCK_CONFIGURATOR_NAMES);
+    let is_stock_name = is_configurator || is_called(&STOCK_NAMES);
     let mut rest = line.peekable();
-    let named = rest.next_if(|first| first == "serve" || first == "check-config");
+    let named = rest.next_if(|first| {
+        ["serve", "check-config", "init"]
+            .iter()
+            .any(|command| first == command)
+    });
+    let command = named.clone().unwrap_or_else(|| {
+        if is_configurator {
+            "init".into()
+        } else {
+            "serve".into()
+        }
+    });
+    let files: &[FileFlag] = match command == "init" {
+        true => &CONFIGURATOR_FILES,
+        false => &FILES,
+    };
     let begins_with_stock_flag = rest
         .peek()
         .and_then(|first| Flag::read(first))
-        .is_some_and(|flag| flag.kind().is_some());
+        .is_some_and(|flag| flag.kind(files).is_some());
     if !is_stock_name && named.is_none() && !begins_with_stock_flag {
         return std::iter::once(program).chain(rest).collect();
     }
-    let mut translated = vec![program, named.unwrap_or_else(|| "serve".into())];
-    let mut files_named = [false; FILES.len()];
+    let mut translated = vec![program, command];
+    let mut files_named = vec![false; files.len()];
     while let Some(word) = rest.next() {
         let flag = Flag::read(&word);
-        match flag.as_ref().and_then(|flag| Some((flag, flag.kind()?))) {
+        match flag
+            .as_ref()
+            .and_then(|flag| Some((flag, flag.kind(files)?)))
+        {
             Some((flag, Kind::File(file))) => {
                 files_named[file] = true;
-                translated.push(FILES[file].ours.into());
+                translated.push(files[file].ours.into());
                 translated.extend(flag.value.map(OsString::from).or_else(|| rest.next()));
             }
             Some((_, Kind::Switch)) => {}
@@ -79,8 +109,10 @@ pub(crate) fn translate(line: impl IntoIterator<Item = OsString>) -> Vec<OsStrin
         }
     }
     if is_stock_name {
-        for (file, _) in FILES.iter().zip(files_named).filter(|(_, named)| !named) {
-            translated.extend([file.ours, file.default].map(OsString::from));
+        for (file, _) in files.iter().zip(files_named).filter(|(_, named)| !named) {
+            if let Some(default) = file.default {
+                translated.extend([file.ours, default].map(OsString::from));
+            }
         }
     }
     translated
@@ -93,7 +125,7 @@ struct Flag<'a> {
 }
 
 enum Kind {
-    /// Which of [`FILES`].
+    /// Which of the program's files.
     File(usize),
     Switch,
     Value,
@@ -115,8 +147,8 @@ impl<'a> Flag<'a> {
         })
     }
 
-    fn kind(&self) -> Option<Kind> {
-        let file = FILES.iter().position(|file| file.stock == self.name);
+    fn kind(&self, files: &[FileFlag]) -> Option<Kind> {
+        let file = files.iter().position(|file| file.stock == self.name);
         let switch = LOG_SWITCHES.contains(&self.name).then_some(Kind::Switch);
         let value = LOG_VALUES.contains(&self.name).then_some(Kind::Value);
         file.map(Kind::File).or(switch).or(value)
@@ -180,6 +212,28 @@ mod tests {
             "fleetspeak-server serve --components-config c \
              --services-config /etc/fleetspeak-server/server.services.config"
         );
+    }
+
+    #[test]
+    fn p_212_the_stock_configurator_is_taken_over() {
+        for (stock, ours) in [
+            (
+                "/usr/bin/fleetspeak-config -logtostderr -config c",
+                "/usr/bin/fleetspeak-config init --config c",
+            ),
+            (
+                "fleetspeak_config --config=c -v 2",
+                "fleetspeak_config init --config c",
+            ),
+            ("fleetspeak-config", "fleetspeak-config init"),
+            ("fleethold init -config c", "fleethold init --config c"),
+            (
+                "fleethold init --config c --renew",
+                "fleethold init --config c --renew",
+            ),
+        ] {
+            assert_eq!(translated(stock), ours, "{stock}");
+        }
     }
 
     #[test]

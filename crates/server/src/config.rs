@@ -405,7 +405,12 @@ pub fn split_listen(listen: &str) -> Result<(&str, u16), &'static str> {
     Ok((host, port))
 }
 
-fn parse<M: prost::Message + prost::Name + Default>(
+/// Reads a file with a message in text format; `example` is a text of that message without errors.
+///
+/// # Errors
+///
+/// [`ConfigError::Syntax`], with what to write instead.
+pub fn parse<M: prost::Message + prost::Name + Default>(
     file: &ConfigText<'_>,
     example: &str,
 ) -> Result<M, ConfigError> {

@@ -132,6 +132,7 @@ impl Plan {
             text: &text,
         };
         config.read_services(&services).map_err(wrong_config)?;
+        config.warnings.extend(certificates.warnings);
         args.services
             .into_iter()
             .for_each(|service| config.add_service(service));
@@ -234,7 +235,7 @@ impl Local {
 }
 
 /// Returns a host as a name in a certificate.
-pub(super) fn server_name(host: &str) -> Option<ServerName<'static>> {
+pub(crate) fn server_name(host: &str) -> Option<ServerName<'static>> {
     ServerName::try_from(host.to_owned()).ok()
 }
 
@@ -282,7 +283,7 @@ fn is_everywhere(host: &str) -> bool {
             .is_ok_and(|address: IpAddr| address.is_unspecified())
 }
 
-pub(super) fn read(path: &Path) -> Result<String, Failure> {
+pub(crate) fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|error| {
         let hint = match error.kind() {
             ErrorKind::PermissionDenied => "allow the user who runs the server to read it",
@@ -295,13 +296,13 @@ pub(super) fn read(path: &Path) -> Result<String, Failure> {
     })
 }
 
-pub(super) fn wrong_config(error: ConfigError) -> Failure {
+pub(crate) fn wrong_config(error: ConfigError) -> Failure {
     let hint = error.hint().to_owned();
     Failure::new(Exit::Usage, error).hint(hint)
 }
 
 /// Returns a path as one word of a shell command.
-fn shell_word(path: &Path) -> String {
+pub(crate) fn shell_word(path: &Path) -> String {
     let path = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
     match path.chars().all(plain) {
