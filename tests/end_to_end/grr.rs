@@ -1,18 +1,30 @@
 //! GRR's way of using a server: the files it writes, and the calls it makes.
 
+use std::path::Path;
+
 use crate::harness::{
-    Agent, AgentOptions, Server, fleetspeak_config, free_address, run_script, text, wait_until,
+    Agent, AgentOptions, Server, fleethold_init, fleetspeak_config, free_address, run_script, text,
+    wait_until,
 };
 
 #[test]
 fn p_218_grr_sets_the_server_up_and_makes_its_calls() {
+    set_up_with(fleetspeak_config);
+}
+
+#[test]
+fn p_218_grr_sets_the_server_up_with_init_in_the_place_of_the_stock_tool() {
+    set_up_with(fleethold_init);
+}
+
+fn set_up_with(tool: fn(&Path)) {
     let temporary = tempfile::tempdir().expect("a temporary directory");
     let dir = temporary.path();
     let (listen, admin, service) = (free_address(), free_address(), free_address());
     let addresses = ["--admin", &admin, "--service", &service];
     let configure = ["configure", &text(dir), "--agents", &listen];
     run_script("grr.py", &[&configure[..], &addresses].concat());
-    fleetspeak_config(&dir.join("configurator.config"));
+    tool(&dir.join("configurator.config"));
 
     let file = |name: &str| text(&dir.join(name));
     let arguments = [

@@ -15,9 +15,11 @@ use std::path::Path;
 use tempfile::TempDir;
 
 pub(crate) use agent::{Agent, AgentOptions};
-pub(crate) use server::{Server, free_address, text};
+pub(crate) use server::{Server, fleethold_init, free_address, text};
 pub(crate) use service::{Client, ServerSideService, Status};
-pub(crate) use upstream::{fleetspeak_admin, fleetspeak_config, run_script};
+pub(crate) use upstream::{
+    fleetspeak_admin, fleetspeak_config, fleetspeak_server_refusal, run_script,
+};
 pub(crate) use wait::{wait_until, wait_within};
 
 /// The service on the server and on every agent.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -142,6 +143,19 @@ impl Server {
 /// The program under test.
 fn fleethold() -> Command {
     command(env!("CARGO_BIN_EXE_fleethold"))
+}
+
+/// Runs `fleethold init` on a configuration file, as the stock tool is run: by its name, with its flags.
+pub(crate) fn fleethold_init(config: &Path) {
+    let stock_name = config.with_file_name("fleetspeak-config");
+    if !stock_name.exists() {
+        symlink(env!("CARGO_BIN_EXE_fleethold"), &stock_name).expect("links can be made");
+    }
+    output(
+        command(stock_name)
+            .args(["-logtostderr", "-config"])
+            .arg(config),
+    );
 }
 
 /// Returns an address of the loopback interface where nobody listens.
