@@ -60,6 +60,9 @@ enum Command {
     /// Store files for agents to download
     #[command(subcommand)]
     File(files::FileCommand),
+    /// Move, check and measure stores
+    #[command(subcommand)]
+    Store(store::StoreCommand),
 }
 
 fn main() -> ExitCode {
@@ -88,6 +91,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Message(command) => Box::pin(command.run()).await,
             Command::Broadcast(command) => Box::pin(command.run(&*clock)).await,
             Command::File(command) => Box::pin(command.run()).await,
+            Command::Store(command) => Box::pin(command.run(clock)).await,
         }
     });
     // What is stuck in a system call must not keep the process.

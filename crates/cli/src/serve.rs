@@ -150,7 +150,7 @@ async fn start(
     for warning in &plan.config.warnings {
         tracing::warn!("{warning}");
     }
-    let store = plan
+    let store: Arc<dyn Store> = plan
         .store
         .open(Arc::clone(&clock), Arc::clone(&random))
         .await?;

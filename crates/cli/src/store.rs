@@ -1,5 +1,6 @@
 //! Which store a server opens: `--store`, and what upstream's files name instead.
 
+mod commands;
 mod url;
 
 use std::path::Path;
@@ -7,8 +8,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use fleethold_sqlite::{OpenError, SqliteOptions, SqliteStore};
-use fleethold_store::{Clock, Random, Store};
+use fleethold_store::{Clock, Maintenance, Random};
 
+pub(crate) use self::commands::StoreCommand;
 pub(crate) use self::url::StoreUrl;
 use crate::output::{Exit, Failure};
 
@@ -18,7 +20,7 @@ impl StoreUrl {
         &self,
         clock: Arc<dyn Clock>,
         random: Arc<Random>,
-    ) -> Result<Arc<dyn Store>, Failure> {
+    ) -> Result<Arc<dyn Maintenance>, Failure> {
         match self {
             Self::Sqlite(path) => {
                 let database = path.clone();
@@ -30,6 +32,17 @@ impl StoreUrl {
                     .map_err(|error| unopened(path, error))?;
                 Ok(Arc::new(store))
             }
+        }
+    }
+
+    /// Refuses a store that is certainly not there; opening it would make it.
+    fn check_exists(&self) -> Result<(), Failure> {
+        match self {
+            Self::Sqlite(path) if !path.exists() => {
+                let message = format!("there is no database `{}`", path.display());
+                Err(Failure::failed(message).hint("check the path; nothing was made"))
+            }
+            Self::Sqlite(_) => Ok(()),
         }
     }
 }

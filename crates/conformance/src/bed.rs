@@ -5,7 +5,7 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use fleethold_store::{ManualClock, MessageId, Random, Store};
+use fleethold_store::{Maintenance, ManualClock, MessageId, Random, Store};
 use futures::future::BoxFuture;
 
 /// How the suite obtains a fresh, empty store of one kind.
@@ -40,6 +40,8 @@ pub struct Capabilities {
     pub conflicts: bool,
     /// The harness can count the store's work; see [`Bed::with_work`].
     pub counts_work: bool,
+    /// The store can be copied, checked and measured; see [`Bed::with_maintenance`].
+    pub maintains: bool,
 }
 
 /// A store of its own for one case.
@@ -52,6 +54,7 @@ pub struct Bed {
     contact_preset: Option<Box<dyn Fn(i64) + Send + Sync>>,
     conflict: Option<Box<dyn Fn() -> Box<dyn Any + Send> + Send + Sync>>,
     work: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
+    maintenance: Option<Arc<dyn Maintenance>>,
     /// All stores of this bed, which are closed after the case.
     pub(crate) opened: Arc<Mutex<Vec<Arc<dyn Store>>>>,
     pub(crate) guard: Option<Box<dyn Any + Send + Sync>>,
@@ -72,6 +75,7 @@ impl Bed {
             contact_preset: None,
             conflict: None,
             work: None,
+            maintenance: None,
             guard: None,
         }
     }
@@ -142,6 +146,13 @@ impl Bed {
         self
     }
 
+    /// Adds the store again, as operators use it.
+    #[must_use]
+    pub fn with_maintenance(mut self, store: Arc<dyn Maintenance>) -> Self {
+        self.maintenance = Some(store);
+        self
+    }
+
     /// Closes the store and opens it again.
     pub(crate) async fn reopen(&mut self) {
         self.store.close().await.expect("the store can be closed");
@@ -179,6 +190,12 @@ impl Bed {
     /// Makes calls that write conflict until the result is dropped.
     pub(crate) fn conflict(&self) -> Box<dyn Any + Send> {
         self.conflict.as_ref().expect("a way to make conflicts")()
+    }
+
+    /// Returns the store as operators use it.
+    pub(crate) fn maintenance(&self) -> &dyn Maintenance {
+        let store = self.maintenance.as_deref();
+        store.expect("a store that can be maintained")
     }
 
     /// Returns the store's work so far.

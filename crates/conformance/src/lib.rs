@@ -81,6 +81,7 @@ mod durability;
 mod files;
 mod groups;
 mod lifecycle;
+mod maintenance;
 mod messages;
 mod model;
 pub mod oracle;
@@ -169,6 +170,7 @@ const TOPICS: &[(&str, &[Case])] = &[
     ("races", races::CASES),
     ("sharing", sharing::CASES),
     ("disturbed", disturbed::CASES),
+    ("maintenance", maintenance::CASES),
     ("model", model::CASES),
 ];
 

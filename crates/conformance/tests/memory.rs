@@ -18,6 +18,7 @@ impl Harness for Memory {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             shares: true,
+            maintains: true,
             ..Capabilities::default()
         }
     }
@@ -29,10 +30,12 @@ impl Harness for Memory {
     async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed {
         let store = Arc::new(MemoryStore::new(Arc::<ManualClock>::clone(&clock), random));
         let first = Arc::clone(&store);
-        Bed::new(store, clock).with_second(move || {
-            let second = Arc::new(first.share()) as Arc<dyn Store>;
-            async { second }
-        })
+        Bed::new(Arc::<MemoryStore>::clone(&store), clock)
+            .with_maintenance(store)
+            .with_second(move || {
+                let second = Arc::new(first.share()) as Arc<dyn Store>;
+                async { second }
+            })
     }
 }
 

@@ -283,7 +283,7 @@ const DELETE_ALLOCATION: &str = "\
 DELETE FROM allocations WHERE broadcast_id = ?1 AND allocation_id = ?2
 RETURNING message_limit";
 
-fn insert(tx: &Tx<'_>, operation: &'static str, record: &BroadcastRecord) -> Worked<()> {
+pub(crate) fn insert(tx: &Tx<'_>, operation: &'static str, record: &BroadcastRecord) -> Worked<()> {
     let id = record.id.as_bytes();
     let inserted = tx.prepare_cached(INSERT_BROADCAST)?.execute(params![
         id,
@@ -326,20 +326,25 @@ INSERT INTO broadcast_labels (broadcast_id, service, label) VALUES (?1, ?2, ?3)"
 fn list_active(connection: &Connection, now: Timestamp) -> Worked<Vec<(BroadcastRecord, u64)>> {
     let mut active = connection
         .prepare_cached(LIST_ACTIVE)?
-        .query_map(params![now.seconds, now.nanos], broadcast)?
+        .query_map(params![now.seconds, now.nanos], |row| broadcast(row, 0))?
         .collect::<Result<Vec<_>, _>>()?;
-    let mut labels = connection.prepare_cached(LIST_LABELS)?;
     for (record, _) in &mut active {
-        record.required_labels = labels
-            .query_map([record.id.as_bytes()], |row| {
-                Ok(Label {
-                    service_name: row.get(0)?,
-                    label: row.get(1)?,
-                })
-            })?
-            .collect::<Result<_, _>>()?;
+        record.required_labels = labels(connection, record.id)?;
     }
     Ok(active)
+}
+
+/// Returns the labels of a broadcast, sorted.
+pub(crate) fn labels(connection: &Connection, id: BroadcastId) -> rusqlite::Result<Vec<Label>> {
+    connection
+        .prepare_cached(LIST_LABELS)?
+        .query_map([id.as_bytes()], |row| {
+            Ok(Label {
+                service_name: row.get(0)?,
+                label: row.get(1)?,
+            })
+        })?
+        .collect()
 }
 
 const LIST_ACTIVE: &str = "\
@@ -356,25 +361,26 @@ const LIST_LABELS: &str = "\
 -- list_active_broadcasts (labels)
 SELECT service, label FROM broadcast_labels WHERE broadcast_id = ?1 ORDER BY service, label";
 
-fn broadcast(row: &Row<'_>) -> rusqlite::Result<(BroadcastRecord, u64)> {
+/// Reads a broadcast without its labels, and its sent messages, from column `at` on.
+pub(crate) fn broadcast(row: &Row<'_>, at: usize) -> rusqlite::Result<(BroadcastRecord, u64)> {
     let record = BroadcastRecord {
-        id: broadcast_id(row, 0)?,
-        source_service: row.get(1)?,
-        destination_service: row.get(2)?,
-        message_type: row.get(3)?,
-        expiration_time: expiration(row, 4)?,
-        data: match row.get(9)? {
+        id: broadcast_id(row, at)?,
+        source_service: row.get(at + 1)?,
+        destination_service: row.get(at + 2)?,
+        message_type: row.get(at + 3)?,
+        expiration_time: expiration(row, at + 4)?,
+        data: match row.get(at + 9)? {
             Some(type_url) => Some(Any {
                 type_url,
-                value: Bytes::copy_from_slice(row.get_ref(10)?.as_blob()?),
+                value: Bytes::copy_from_slice(row.get_ref(at + 10)?.as_blob()?),
             }),
             None => None,
         },
         required_labels: Vec::new(),
-        group_name: row.get(6)?,
-        limit: row.get::<_, i64>(8)?.cast_unsigned(),
+        group_name: row.get(at + 6)?,
+        limit: row.get::<_, i64>(at + 8)?.cast_unsigned(),
     };
-    Ok((record, row.get::<_, i64>(7)?.cast_unsigned()))
+    Ok((record, row.get::<_, i64>(at + 7)?.cast_unsigned()))
 }
 
 fn broadcast_id(row: &Row<'_>, at: usize) -> rusqlite::Result<BroadcastId> {

@@ -304,7 +304,7 @@ INSERT INTO clients (client_id, public_key, blacklisted, last_contact_nanos, las
 VALUES (?1, ?2, ?3, ?4, '')
 ON CONFLICT DO NOTHING";
 
-fn add_labels(tx: &Tx<'_>, id: ClientId, labels: &[Label]) -> Worked<()> {
+pub(crate) fn add_labels(tx: &Tx<'_>, id: ClientId, labels: &[Label]) -> Worked<()> {
     let mut statement = tx.prepare_cached(ADD_LABEL)?;
     for label in labels {
         statement.execute(params![id.as_bytes(), label.service_name, label.label])?;

@@ -51,6 +51,7 @@ mod contacts;
 mod error;
 mod files;
 mod ids;
+mod maintenance;
 mod messages;
 mod migrate;
 mod readers;

@@ -236,6 +236,17 @@ pub(crate) fn insert(tx: &Tx<'_>, record: &MessageRecord, due_micros: i64) -> Wo
     Ok(known.unwrap_or_else(|| tx.last_insert_rowid()))
 }
 
+/// Stores a message as another store had it; `None` if its id is known.
+pub(crate) fn insert_as_it_is(
+    tx: &Tx<'_>,
+    record: &MessageRecord,
+    due_micros: Option<i64>,
+) -> Worked<Option<i64>> {
+    let known = Insert::prepare(tx)?.run(tx, record, None, due_micros)?;
+    // A payload has the number of its message, so this is the message either way.
+    Ok(known.is_none().then(|| tx.last_insert_rowid()))
+}
+
 struct Insert<'tx> {
     message: CachedStatement<'tx>,
     payload: CachedStatement<'tx>,

@@ -28,7 +28,7 @@ pub(crate) fn read_messages(
     let mut statement = connection.prepare_cached(READ_MESSAGES)?;
     let mut rows = statement.query(params![array(messages.iter().copied()), want_data])?;
     while let Some(row) = rows.next()? {
-        let message = record(row).map(MessageRecord::into_message);
+        let message = read_record(row).map(MessageRecord::into_message);
         if found(row.get(0)?, message)?.is_break() {
             break;
         }
@@ -48,7 +48,8 @@ FROM rarray(?1) AS wanted
 CROSS JOIN messages ON messages.message = wanted.value
 LEFT JOIN payloads ON payloads.message = messages.message AND ?2";
 
-fn record(row: &Row<'_>) -> rusqlite::Result<MessageRecord> {
+/// Reads a message from the second column on, in the order of `READ_MESSAGES`.
+pub(crate) fn read_record(row: &Row<'_>) -> rusqlite::Result<MessageRecord> {
     Ok(MessageRecord {
         id: MessageId::try_from(row.get_ref(1)?.as_blob()?).map_err(unreadable)?,
         source_client: client(row.get_ref(2)?)?,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use fleethold_proto::fleetspeak::server::ClientResourceUsageRecord;
 use fleethold_store::ClientId;
 use fleethold_store::record::UsageRecord;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use crate::error::Worked;
 use crate::writer::Tx;
@@ -50,26 +50,30 @@ pub(crate) fn fetch(
     let records = connection
         .prepare_cached(FETCH)?
         .query_map(params![client.as_bytes(), range.start, range.end], |row| {
-            let record = UsageRecord {
-                server_nanos: row.get(0)?,
-                client_nanos: row.get(1)?,
-                process_start_nanos: row.get(2)?,
-                scope: row.get(3)?,
-                pid: row.get(4)?,
-                process_terminated: row.get(5)?,
-                mean_user_cpu_rate: row.get(6)?,
-                max_user_cpu_rate: row.get(7)?,
-                mean_system_cpu_rate: row.get(8)?,
-                max_system_cpu_rate: row.get(9)?,
-                mean_resident_memory_mib: row.get(10)?,
-                max_resident_memory_mib: row.get(11)?,
-                mean_num_fds: row.get(12)?,
-                max_num_fds: row.get(13)?,
-            };
-            Ok(record.into_wire())
+            record(row, 0).map(UsageRecord::into_wire)
         })?
         .collect::<Result<_, _>>()?;
     Ok(records)
+}
+
+/// Reads a record from column `at` on.
+pub(crate) fn record(row: &Row<'_>, at: usize) -> rusqlite::Result<UsageRecord> {
+    Ok(UsageRecord {
+        server_nanos: row.get(at)?,
+        client_nanos: row.get(at + 1)?,
+        process_start_nanos: row.get(at + 2)?,
+        scope: row.get(at + 3)?,
+        pid: row.get(at + 4)?,
+        process_terminated: row.get(at + 5)?,
+        mean_user_cpu_rate: row.get(at + 6)?,
+        max_user_cpu_rate: row.get(at + 7)?,
+        mean_system_cpu_rate: row.get(at + 8)?,
+        max_system_cpu_rate: row.get(at + 9)?,
+        mean_resident_memory_mib: row.get(at + 10)?,
+        max_resident_memory_mib: row.get(at + 11)?,
+        mean_num_fds: row.get(at + 12)?,
+        max_num_fds: row.get(at + 13)?,
+    })
 }
 
 const FETCH: &str = "\

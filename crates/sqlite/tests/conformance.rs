@@ -28,6 +28,7 @@ impl Harness for Sqlite {
             presets_contacts: true,
             conflicts: true,
             counts_work: true,
+            maintains: true,
         }
     }
 
@@ -45,17 +46,19 @@ impl Harness for Sqlite {
         };
         let open = {
             let (path, clock) = (Arc::clone(&path), Arc::clone(&clock));
-            move || -> Arc<dyn Store> {
+            move || -> Arc<SqliteStore> {
                 let (clock, random) = (Arc::clone(&clock), Arc::clone(&random));
                 let store = SqliteStore::open(&path, options.clone(), clock, random);
                 Arc::new(store.expect("the database can be opened"))
             }
         };
         let behind_its_back = move || Connection::open(&path).expect("a second connection");
-        Bed::new(open(), clock)
+        let store = open();
+        Bed::new(Arc::<SqliteStore>::clone(&store), clock)
+            .with_maintenance(store)
             .with_guard(directory)
             .with_reopen(move || {
-                let store = open();
+                let store: Arc<dyn Store> = open();
                 async move { store }
             })
             .with_damage({

@@ -196,7 +196,7 @@ async fn a_newer_database_is_refused_unchanged_with_both_versions() {
     let error = open(bed.path()).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, OpenError::TooNew { .. }), "{text}");
-    for part in [bed.path().to_str().unwrap(), "99", "1", "install"] {
+    for part in [bed.path().to_str().unwrap(), "99", "2", "install"] {
         assert!(text.contains(part), "{text}");
     }
     assert_eq!(std::fs::read(bed.path()).unwrap(), content);

@@ -79,6 +79,7 @@
 
 pub mod clock;
 pub mod limits;
+pub mod maintenance;
 pub mod record;
 pub mod retry;
 
@@ -108,6 +109,7 @@ pub use error::{Error, ErrorKind, Outcome, Result};
 pub use files::{FileStore, StoredFile, read_content};
 pub use ids::{AllocationId, BroadcastId, ClientId, IdError, MessageId};
 pub use limits::MAX_PAYLOAD_BYTES;
+pub use maintenance::Maintenance;
 pub use memory::MemoryStore;
 pub use messages::{MessageStore, REMOVED_BY_ADMIN, ServiceLimits};
 pub use processor::{ClaimServerMessages, MessageProcessor, ProcessorOptions, ProcessorSlot};

@@ -6,6 +6,7 @@
 mod broadcasts;
 mod clients;
 mod files;
+mod maintenance;
 mod messages;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,6 +17,7 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use crate::Store;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::maintenance::Progress;
 use crate::processor::ProcessorSlot;
 use crate::random::Random;
 use crate::stats::StoreStats;
@@ -127,6 +129,8 @@ struct State {
     clients: clients::Clients,
     broadcasts: broadcasts::Broadcasts,
     files: files::Files,
+    /// The copy that came into this store.
+    imported: Option<Progress>,
 }
 
 impl Shared {

@@ -1,6 +1,7 @@
 //! How stores are named on the command line. `crates/fuzz-targets` compiles this
 //! file, too, so it stands alone.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -38,6 +39,15 @@ impl FromStr for StoreUrl {
                     .to_owned(),
             ),
             path => Ok(Self::Sqlite(PathBuf::from(path))),
+        }
+    }
+}
+
+/// Never shows a password.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
         }
     }
 }

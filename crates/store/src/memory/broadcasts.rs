@@ -114,7 +114,7 @@ impl BroadcastStore for MemoryStore {
                     format!("client {client} has broadcast {broadcast} already"),
                 ));
             }
-            sent.insert(broadcast, record.id);
+            sent.insert(broadcast, Some(record.id));
             if let Some(count) = count {
                 *count += 1;
             }
@@ -158,7 +158,7 @@ impl BroadcastStore for MemoryStore {
             let mut progress = BroadcastProgress::default();
             for message in state.clients.messages_of_broadcast(id) {
                 progress.sent += 1;
-                match state.messages.result(message) {
+                match message.and_then(|message| state.messages.result(message)) {
                     None => {}
                     Some(None) => progress.pending += 1,
                     Some(Some(result)) if result.failure.is_some() => progress.failed += 1,
@@ -232,24 +232,24 @@ impl BroadcastStore for MemoryStore {
 /// All broadcasts.
 #[derive(Debug, Default)]
 pub(super) struct Broadcasts {
-    rows: BTreeMap<BroadcastId, Row>,
+    pub(super) rows: BTreeMap<BroadcastId, Row>,
 }
 
 #[derive(Debug)]
-struct Row {
-    record: BroadcastRecord,
+pub(super) struct Row {
+    pub(super) record: BroadcastRecord,
     /// Messages of finished allocations.
-    sent: u64,
+    pub(super) sent: u64,
     /// The sum of the limits of live allocations.
-    allocated: u64,
-    allocations: BTreeMap<AllocationId, Allocation>,
+    pub(super) allocated: u64,
+    pub(super) allocations: BTreeMap<AllocationId, Allocation>,
 }
 
 #[derive(Debug)]
-struct Allocation {
-    sent: u64,
-    limit: u64,
-    expiry: SystemTime,
+pub(super) struct Allocation {
+    pub(super) sent: u64,
+    pub(super) limit: u64,
+    pub(super) expiry: SystemTime,
 }
 
 impl Broadcasts {

@@ -230,25 +230,25 @@ impl ClientStore for MemoryStore {
 /// All clients and how many contacts they made.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
-    rows: BTreeMap<ClientId, Row>,
+    pub(super) rows: BTreeMap<ClientId, Row>,
     /// Contacts are numbered from 1 and never removed.
-    contacts: i64,
+    pub(super) contacts: i64,
 }
 
 #[derive(Debug, Default)]
-struct Row {
-    key: Bytes,
-    labels: BTreeSet<(String, String)>,
-    blacklisted: bool,
-    last_contact_nanos: i64,
-    last_contact_addr: String,
-    last_contact_streaming_to: Option<String>,
-    last_clock: Option<Timestamp>,
+pub(super) struct Row {
+    pub(super) key: Bytes,
+    pub(super) labels: BTreeSet<(String, String)>,
+    pub(super) blacklisted: bool,
+    pub(super) last_contact_nanos: i64,
+    pub(super) last_contact_addr: String,
+    pub(super) last_contact_streaming_to: Option<String>,
+    pub(super) last_clock: Option<Timestamp>,
     /// By (time in ns, number).
-    contacts: BTreeMap<(i64, i64), ContactRecord>,
-    usage: Vec<UsageRecord>,
-    /// With the message that carries it.
-    sent_broadcasts: BTreeMap<BroadcastId, MessageId>,
+    pub(super) contacts: BTreeMap<(i64, i64), ContactRecord>,
+    pub(super) usage: Vec<UsageRecord>,
+    /// With the message that carries it, if that is known.
+    pub(super) sent_broadcasts: BTreeMap<BroadcastId, Option<MessageId>>,
 }
 
 impl Clients {
@@ -260,15 +260,15 @@ impl Clients {
     pub(super) fn sent_broadcasts(
         &mut self,
         id: ClientId,
-    ) -> Option<&mut BTreeMap<BroadcastId, MessageId>> {
+    ) -> Option<&mut BTreeMap<BroadcastId, Option<MessageId>>> {
         self.rows.get_mut(&id).map(|row| &mut row.sent_broadcasts)
     }
 
-    /// Returns the messages that carry a broadcast.
+    /// Returns the messages that carry a broadcast, as far as they are known.
     pub(super) fn messages_of_broadcast(
         &self,
         id: BroadcastId,
-    ) -> impl Iterator<Item = MessageId> + '_ {
+    ) -> impl Iterator<Item = Option<MessageId>> + '_ {
         let sent = self.rows.values().map(|row| &row.sent_broadcasts);
         sent.filter_map(move |sent| sent.get(&id).copied())
     }

@@ -228,23 +228,23 @@ impl Shared {
 /// All messages, and which of them are pending.
 #[derive(Debug, Default)]
 pub(super) struct Messages {
-    rows: BTreeMap<MessageId, Row>,
+    pub(super) rows: BTreeMap<MessageId, Row>,
     /// What is pending for each client, and for the server, by (due, id).
     pending: BTreeMap<Option<ClientId>, BTreeSet<(i64, MessageId)>>,
-    links: BTreeSet<(i64, MessageId)>,
+    pub(super) links: BTreeSet<(i64, MessageId)>,
 }
 
 #[derive(Debug)]
-struct Row {
-    record: MessageRecord,
+pub(super) struct Row {
+    pub(super) record: MessageRecord,
     /// Present as long as the record has no result.
-    pending: Option<Pending>,
+    pub(super) pending: Option<Pending>,
 }
 
 #[derive(Debug)]
-struct Pending {
-    due_micros: i64,
-    claims: u32,
+pub(super) struct Pending {
+    pub(super) due_micros: i64,
+    pub(super) claims: u32,
 }
 
 impl Row {
@@ -279,6 +279,11 @@ impl Messages {
             due_micros: epoch_micros(due),
             claims: 0,
         });
+        self.put(record, pending);
+    }
+
+    /// Inserts a message that is not known yet, as it is.
+    pub(super) fn put(&mut self, record: MessageRecord, pending: Option<Pending>) {
         if let Some(pending) = &pending {
             self.pending
                 .entry(record.destination_client)
