@@ -5,6 +5,7 @@
 
 #[path = "../../../crates/server/tests/agent/mod.rs"]
 pub(crate) mod agent;
+pub(crate) mod floods;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -41,10 +42,24 @@ pub(crate) struct Installation {
 pub(crate) struct Server {
     child: Child,
     pub(crate) addr: SocketAddr,
+    /// Where operators connect.
+    pub(crate) admin: String,
     installation: Arc<Installation>,
 }
 
 impl Installation {
+    /// Returns the store, once the server has ended.
+    pub(crate) fn store(&self) -> String {
+        format!("sqlite:{}", self.dir.path().join("db").display())
+    }
+
+    /// Writes a file beside the configuration and returns its path.
+    pub(crate) fn write(&self, name: &str, content: &str) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.display().to_string()
+    }
+
     pub(crate) fn new() -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::new();
@@ -72,6 +87,15 @@ impl Installation {
     /// Starts the program with its usual limits, except that agents may enrol
     /// fast; with a socket as a service manager does it.
     pub(crate) fn serve(self: &Arc<Self>, socket: Option<&TcpListener>) -> Server {
+        self.serve_with(socket, &["--max-enrolments-per-second", "10000"])
+    }
+
+    /// Starts the program with these flags besides.
+    pub(crate) fn serve_with(
+        self: &Arc<Self>,
+        socket: Option<&TcpListener>,
+        flags: &[&str],
+    ) -> Server {
         let path = |name: &str| self.dir.path().join(name);
         let program = env!("CARGO_BIN_EXE_fleethold");
         let mut command = match socket {
@@ -96,27 +120,23 @@ impl Installation {
             Some(socket) => Stdio::from(OwnedFd::from(socket.try_clone().unwrap())),
         });
         let mut child = command
-            .args([
-                "serve",
-                "--log",
-                "warn",
-                "--max-enrolments-per-second",
-                "10000",
-            ])
+            .args(["serve", "--log", "warn"])
+            .args(flags)
             .arg("--components-config")
             .arg(path("components.config"))
             .arg("--services-config")
             .arg(path("services.config"))
             .arg("--store")
-            .arg(format!("sqlite:{}", path("db").display()))
+            .arg(self.store())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the program was built");
-        let mut addr = None;
+        let (mut addr, mut admin) = (None, None);
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             match line.split_once(' ') {
                 Some(("agents", text)) => addr = Some(text.trim().parse().unwrap()),
+                Some(("admin", text)) => admin = Some(text.trim().to_owned()),
                 Some(("ready", _)) => break,
                 _ => {}
             }
@@ -124,6 +144,7 @@ impl Installation {
         Server {
             child,
             addr: addr.expect("the server is ready and tells its address"),
+            admin: admin.expect("the server tells its other address"),
             installation: Arc::clone(self),
         }
     }
@@ -140,8 +161,17 @@ impl Server {
 
     /// Returns the server's resident memory.
     pub(crate) fn resident_kib(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// Returns the most resident memory the server ever had.
+    pub(crate) fn peak_kib(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let number = line.unwrap().trim().trim_end_matches(" kB");
         number.parse().unwrap()
     }

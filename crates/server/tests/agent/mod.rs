@@ -216,6 +216,23 @@ impl Agent {
     /// Opens a TLS connection that offers these protocols.
     pub(crate) async fn tls(&self, protocols: &[&str]) -> io::Result<TlsStream<TcpStream>> {
         let tcp = self.tcp().await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::new(self.tls_config(protocols)))
+            .connect(name, tcp)
+            .await
+    }
+
+    /// Returns what the agent sends first.
+    pub(crate) fn client_hello(&self) -> Vec<u8> {
+        let config = Arc::new(self.tls_config(&["http/1.1"]));
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut connection = rustls::ClientConnection::new(config, name).unwrap();
+        let mut hello = Vec::new();
+        connection.write_tls(&mut hello).unwrap();
+        hello
+    }
+
+    fn tls_config(&self, protocols: &[&str]) -> ClientConfig {
         let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&self.versions)
             .unwrap()
@@ -228,10 +245,7 @@ impl Agent {
             .iter()
             .map(|name| name.as_bytes().to_vec())
             .collect();
-        let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await
+        config
     }
 
     /// Opens an HTTP connection.
@@ -241,7 +255,8 @@ impl Agent {
             .unwrap()
     }
 
-    async fn try_connect(&self, version: Version) -> io::Result<Connection> {
+    /// Opens an HTTP connection, if the server lets it.
+    pub(crate) async fn try_connect(&self, version: Version) -> io::Result<Connection> {
         if version == Version::HTTP_2 {
             let tls = TokioIo::new(self.tls(&["h2", "http/1.1"]).await?);
             let (sender, connection) = http2::handshake(TokioExecutor::new(), tls)
