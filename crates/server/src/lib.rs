@@ -67,6 +67,7 @@ use crate::https::AgentServer;
 use crate::listen::Wanted;
 use crate::notifications::Notifications;
 use crate::operations::{Health, Port};
+use crate::services::Backlog;
 use crate::side_port::SidePort;
 use crate::tls::LiveCertificate;
 
@@ -234,7 +235,7 @@ impl Server {
         let health_check = health_check.map(|bound| watched(bound, Port::HealthCheck));
         let refresher = tokio::spawn(Arc::clone(&engine.broadcasts).run()).abort_handle();
         let hints = AbortOnDropHandle::new(tokio::spawn(follow_hints(Arc::clone(&engine))));
-        let processor = Arc::clone(&engine.services);
+        let processor = Arc::new(Backlog(Arc::clone(&engine.services)));
         engine.store.register_message_processor(processor).await;
         Ok(Self {
             engine,

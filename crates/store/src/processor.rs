@@ -17,7 +17,8 @@ use crate::limits::fills_claim;
 /// Takes due server messages off a store's hands.
 #[async_trait]
 pub trait MessageProcessor: Send + Sync {
-    /// Processes claimed messages, never none, and stores their results.
+    /// Processes claimed messages, never none, and stores their results; it may
+    /// return before, but no further messages come until it does.
     ///
     /// A message left without result is due again later. The store may be
     /// called; a panic is caught and logged.

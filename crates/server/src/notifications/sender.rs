@@ -277,9 +277,74 @@ async fn tell(mut peer: Peer, pending: Arc<Pending>, metrics: Arc<Metrics>, fail
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use fleethold_store::clock::timestamp;
+    use fleethold_store::{ClientData, ClientStore, ContactData, ManualClock, MemoryStore, Random};
+    use http_body_util::{BodyExt, Full};
 
+    use super::super::call;
+    use super::super::peer::Caller;
     use super::*;
+    use crate::side_port::SidePort;
+
+    #[tokio::test]
+    async fn news_for_many_clients_of_a_server_goes_in_one_call() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (received, mut calls) = mpsc::unbounded_channel();
+        let _port = SidePort::start(listener, "test", 10, move |request| {
+            let received = received.clone();
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                received.send(body).unwrap();
+                http::Response::new(Full::<Bytes>::default())
+            }
+        });
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1_000_000));
+        let store = MemoryStore::new(Arc::clone(&clock), Arc::new(Random::seeded(1)));
+        let clients: Vec<_> = (0_u64..300)
+            .map(|number| ClientId::new(number.to_be_bytes()))
+            .collect();
+        for client in &clients {
+            let data = ClientData::default();
+            store.add_client(*client, &data).await.unwrap();
+            let contact = ContactData {
+                client_id: *client,
+                nonce_sent: 1,
+                nonce_received: 0,
+                addr: String::new(),
+                client_clock: None,
+                streaming_to: Some(address.clone()),
+                labels: Vec::new(),
+            };
+            store.record_client_contact(&contact).await.unwrap();
+        }
+        let caller = Caller::new(Arc::clone(&clock), None);
+        let notifier = Notifier::start(
+            Arc::new(store),
+            clock,
+            Arc::new(Metrics::new(true)),
+            move |address| Peer::new(address, caller.clone()),
+            None,
+        );
+        for news in [News::Messages, News::Client] {
+            for client in &clients {
+                notifier.tell(*client, News::Messages);
+                notifier.tell(*client, news);
+            }
+            // The looker looks up so many at once.
+            let mut told = Vec::new();
+            let mut count = 0;
+            while told.len() < clients.len() {
+                let body = calls.recv().await.unwrap();
+                told.extend(call::read(&body).unwrap());
+                count += 1;
+            }
+            let expected = clients.iter().map(|client| (*client, news));
+            assert_eq!(told, expected.collect::<Vec<_>>());
+            assert!(count <= 2, "{count} calls");
+        }
+    }
 
     #[test]
     fn client_is_where_its_last_contact_was_for_ten_minutes() {

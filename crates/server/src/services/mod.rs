@@ -1,5 +1,6 @@
 //! The services on the server, and how messages get to them.
 
+mod backlog;
 pub(crate) mod grpc;
 pub(crate) mod noop;
 mod queue;
@@ -15,11 +16,13 @@ use fleethold_proto::fleetspeak::{Message, MessageResult};
 use fleethold_proto::unpack;
 use fleethold_store::clock::timestamp;
 use fleethold_store::limits::payload_bytes;
-use fleethold_store::{ClientId, Clock, MessageId, MessageProcessor, Store};
+use fleethold_store::{ClientId, Clock, MessageId, Store};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::backlog::Backlog;
+use self::backlog::Room;
 use self::queue::Queue;
 use crate::cache::{CachedClient, ClientCache};
 use crate::metrics::{ClientLabels, Metrics, Processed};
@@ -92,6 +95,7 @@ pub(crate) struct Services {
 struct Installed {
     service: Arc<dyn Service>,
     queue: Queue,
+    backlog: Room,
 }
 
 impl Services {
@@ -130,6 +134,7 @@ impl Services {
         let installed = Installed {
             service,
             queue: Queue::new(max_parallelism),
+            backlog: Room::new(max_parallelism),
         };
         self.by_name.insert(name.to_owned(), installed);
     }
@@ -193,10 +198,7 @@ impl Services {
             .as_ref()
             .map_or(&no_labels, |source| source.metric_labels());
         let message = Arc::new(message);
-        let name = message
-            .destination
-            .as_ref()
-            .map_or("", |destination| &destination.service_name);
+        let name = destination(&message);
         let first_try = which == Try::First;
         let started = Instant::now();
         let outcome = match self.by_name.get(name) {
@@ -248,6 +250,18 @@ impl Services {
         message
     }
 
+    /// Counts messages that their service has no room for.
+    async fn dropped(&self, messages: impl Iterator<Item = &Message>) {
+        for message in messages {
+            let source = self.source(message).await;
+            let no_labels = ClientLabels::default();
+            let labels = source
+                .as_ref()
+                .map_or(&no_labels, |source| source.metric_labels());
+            self.metrics.dropped(message, labels, false);
+        }
+    }
+
     /// Returns the client that a message comes from, if there is one.
     async fn source(&self, message: &Message) -> Option<Arc<CachedClient>> {
         let source = message
@@ -267,13 +281,6 @@ impl Services {
     }
 }
 
-#[async_trait]
-impl MessageProcessor for Services {
-    async fn process(&self, messages: Vec<Message>) {
-        self.process_and_store(messages).await;
-    }
-}
-
 impl Installed {
     async fn process(&self, message: &Arc<Message>, deadline: Instant) -> Result<(), ServiceError> {
         let late = |_| ServiceError::Temporary("the service did not answer in time".into());
@@ -286,13 +293,17 @@ impl Installed {
             drop(place);
             result
         });
-        match call.await {
+        let result = match call.await {
             Ok(result) => result.map_err(late)?,
             Err(panic) => {
                 tracing::error!(error = %panic, "a service panicked");
                 Err(ServiceError::Temporary("the service panicked".into()))
             }
+        };
+        if matches!(result, Ok(()) | Err(ServiceError::Permanent(_))) {
+            self.backlog.progress();
         }
+        result
     }
 }
 
@@ -328,6 +339,12 @@ pub(crate) fn make(config: &ServiceConfig) -> Result<(Arc<dyn Service>, u32), Se
             "unknown factory `{other}`; use GRPC or NOOP"
         ))),
     }
+}
+
+/// Returns the service that a message is for.
+fn destination(message: &Message) -> &str {
+    let destination = message.destination.as_ref();
+    destination.map_or("", |destination| &destination.service_name)
 }
 
 fn shorten(reason: &str) -> String {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use fleethold_proto::Any;
 use fleethold_proto::fleetspeak::Address;
-use fleethold_store::{ManualClock, MemoryStore, MessageStore, Random};
+use fleethold_store::{ManualClock, MemoryStore, MessageProcessor, MessageStore, Random};
 use tokio::sync::Notify;
 
 use super::*;
@@ -29,6 +29,10 @@ impl Service for Obedient {
             "panic" => panic!("as told"),
             "wait" => {
                 self.go_on.notified().await;
+                Ok(())
+            }
+            "slow" => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
                 Ok(())
             }
             other => unreachable!("{other}"),
@@ -109,6 +113,70 @@ async fn each_outcome_becomes_its_result() {
     );
     assert_eq!(results[2], (None, true));
     assert_eq!(results[3], (None, true));
+}
+
+#[tokio::test]
+async fn service_that_hangs_does_not_hold_the_backlog_of_others() {
+    let mut bed = bed(DEFAULT_PARALLELISM);
+    let other = Arc::new(Obedient::default());
+    let services = Arc::get_mut(&mut bed.services).unwrap();
+    services.install("other", Arc::<Obedient>::clone(&other), DEFAULT_PARALLELISM);
+    let backlog = Backlog(Arc::clone(&bed.services));
+    let hanging = (0..=255).map(|number| message(number, "wait"));
+    let mut others: Vec<_> = (0..50).map(|number| message(number, "succeed")).collect();
+    for message in &mut others {
+        message.destination.as_mut().unwrap().service_name = "other".into();
+        let id = Bytes::from([&[9], &message.message_id[1..]].concat());
+        message.message_id = id;
+    }
+    bed.store.store_messages(&others, None).await.unwrap();
+    // As a store does it: one call after the other, and each returns.
+    for claim in hanging.collect::<Vec<_>>().chunks(100) {
+        backlog.process(claim.to_vec()).await;
+    }
+    backlog.process(others.clone()).await;
+    while pending(&bed.store, &others).await > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(other.calls.load(Ordering::Relaxed), 50);
+    let calls = || bed.service.calls.load(Ordering::Relaxed);
+    assert_eq!(calls(), 100, "what does not fit waits for its retry");
+    // When it works again it gets as much as before.
+    while !bed.services.background.is_empty() {
+        bed.service.go_on.notify_waiters();
+        tokio::task::yield_now().await;
+    }
+    let more = (0..100).map(|number| message(number, "succeed")).collect();
+    backlog.process(more).await;
+    bed.services.finish(Duration::from_secs(10)).await;
+    assert_eq!(calls(), 200);
+}
+
+#[tokio::test]
+async fn backlog_of_a_service_that_is_slow_is_not_left_to_retries() {
+    let bed = bed(2);
+    let backlog = Backlog(Arc::clone(&bed.services));
+    let claims = (0..5).map(|claim: u8| {
+        let numbers = 0..10;
+        let messages = numbers.map(|number| message(10 * claim + number, "slow"));
+        messages.collect::<Vec<_>>()
+    });
+    let claims: Vec<_> = claims.collect();
+    for claim in claims.clone() {
+        bed.store.store_messages(&claim, None).await.unwrap();
+        backlog.process(claim).await;
+    }
+    bed.services.finish(Duration::from_secs(10)).await;
+    assert_eq!(pending(&bed.store, &claims.concat()).await, 0);
+}
+
+/// Returns how many of the messages have no result.
+async fn pending(store: &MemoryStore, messages: &[Message]) -> usize {
+    let ids = messages.iter().map(|message| &message.message_id[..]);
+    let ids: Vec<_> = ids.map(|id| MessageId::try_from(id).unwrap()).collect();
+    let stored = store.get_messages(&ids, false).await.unwrap();
+    let pending = stored.iter().filter(|message| message.result.is_none());
+    pending.count()
 }
 
 #[tokio::test]
