@@ -16,3 +16,4 @@ mod files;
 mod grr;
 mod messages;
 mod restarts;
+mod services;

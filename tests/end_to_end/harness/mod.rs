@@ -16,9 +16,9 @@ use tempfile::TempDir;
 
 pub(crate) use agent::{Agent, AgentOptions};
 pub(crate) use server::{Server, fleethold_init, free_address, text};
-pub(crate) use service::{Client, ServerSideService, Status};
+pub(crate) use service::{Client, PythonProgram, ServerSideService, Status};
 pub(crate) use upstream::{
-    fleetspeak_admin, fleetspeak_config, fleetspeak_server_refusal, run_script,
+    fleetspeak_admin, fleetspeak_config, fleetspeak_server_refusal, run_python, run_script,
 };
 pub(crate) use wait::{wait_until, wait_within};
 

@@ -1,8 +1,9 @@
 //! A service behind the server, in Python, with upstream's connector.
 
 use std::collections::HashSet;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::process::{Process, command};
+use super::process::{Process, append_to, command};
 use super::upstream::{python, script};
 use super::{Agent, ECHO, wait_until};
 
@@ -25,6 +26,35 @@ pub(crate) struct ServerSideService {
     channel: Mutex<Channel>,
     received: Arc<Mutex<Vec<Received>>>,
     _process: Process,
+}
+
+/// A running Python program that prints.
+pub(crate) struct PythonProgram {
+    printed: PathBuf,
+    _process: Process,
+}
+
+impl PythonProgram {
+    /// Starts a program that lies in `dir`.
+    pub(crate) fn start(dir: &Path, name: &str) -> Self {
+        let printed = dir.join("printed");
+        let process = Process::spawn(
+            command(python())
+                .current_dir(dir)
+                .args(["-u", name])
+                .stdout(append_to(&printed)),
+            dir.join("program.log"),
+        );
+        Self {
+            printed,
+            _process: process,
+        }
+    }
+
+    /// What it has printed so far.
+    pub(crate) fn printed(&self) -> String {
+        fs::read_to_string(&self.printed).expect("its output is text")
+    }
 }
 
 /// A client as the admin interface lists it.

@@ -62,6 +62,16 @@ pub(crate) fn run_script<A: AsRef<OsStr>>(name: &str, arguments: &[A]) {
     output(command(python()).arg(script(name)).args(arguments));
 }
 
+/// Runs Python with the given arguments in a directory of the workspace.
+pub(crate) fn run_python<A: AsRef<OsStr>>(directory: &Path, arguments: &[A]) {
+    let mut python = command(python());
+    output(
+        python
+            .current_dir(workspace().join(directory))
+            .args(arguments),
+    );
+}
+
 /// Runs a command to its end and returns its stdout.
 pub(crate) fn output(command: &mut Command) -> String {
     let output = command
