@@ -131,6 +131,7 @@ impl DataDir {
             ca_name: "fleethold CA",
             server_name: "fleethold server",
             names,
+            looked_for: names,
             replace: Replace::Unusable,
             now,
             places: Parts {
@@ -357,7 +358,7 @@ mod tests {
             for file in &files[missing..] {
                 fs::remove_file(dir.path().join(file)).unwrap();
             }
-            fs::write(dir.path().join("ca-key.pem.tmp"), "torn").unwrap();
+            fs::write(dir.path().join("ca-key.pem.fleethold.tmp"), "torn").unwrap();
             let made = start(dir.path(), &names(&["localhost"]), now(), &ADDRESSES);
             assert_eq!(
                 made[..files.len() - missing],

@@ -48,10 +48,12 @@ pub(crate) enum Replace {
 pub(crate) struct Wanted<'a> {
     /// The name in a new CA certificate.
     pub(crate) ca_name: &'a str,
-    /// The name in a new server certificate; agents look at `names`.
+    /// The name in a new server certificate; agents do not look at it.
     pub(crate) server_name: &'a str,
-    /// What the server certificate has to be valid for.
+    /// What a new server certificate is valid for.
     pub(crate) names: &'a [ServerName<'a>],
+    /// What agents look for in it.
+    pub(crate) looked_for: &'a [ServerName<'a>],
     pub(crate) replace: Replace,
     pub(crate) now: SystemTime,
     /// Where the parts lie, for what people are told.
@@ -180,7 +182,7 @@ fn ca(
     if let Some(ca_pem) = &found.ca {
         return Ok((ca_pem.clone(), found.ca_key.clone()));
     }
-    if wanted.replace == Replace::Own && found.server.is_some() {
+    if wanted.replace != Replace::Unusable && found.server.is_some() {
         return Err(Failure::usage(format!(
             "there is a server certificate `{}`, but not the CA `{}` that agents should trust",
             wanted.places.server, wanted.places.ca
@@ -247,7 +249,7 @@ fn kept_leaf(
     };
     let kept = Ok(Some((leaf.clone(), key.clone())));
     let check =
-        |until| certificates::check_leaf(ca_pem, leaf, key, wanted.names, wanted.now, until);
+        |until| certificates::check_leaf(ca_pem, leaf, key, wanted.looked_for, wanted.now, until);
     let Err(problem) = check(until) else {
         return kept;
     };
@@ -284,4 +286,54 @@ fn kept_leaf(
 
 fn days_left(end: SystemTime, now: SystemTime) -> u64 {
     end.duration_since(now).unwrap_or_default().as_secs() / 86_400
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    #[test]
+    fn certificates_of_a_ca_in_its_last_days_end_with_it_and_are_not_made_again_and_again() {
+        let names = [ServerName::try_from("localhost").unwrap()];
+        let random = Random::seeded(1);
+        let start = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let run = |found: Parts<Option<String>>, now| {
+            let wanted = Wanted {
+                ca_name: "a CA",
+                server_name: "a server",
+                names: &names,
+                looked_for: &names,
+                replace: Replace::Unusable,
+                now,
+                places: Parts::default(),
+            };
+            complete(found, &wanted, &random)
+        };
+        let first = run(Parts::default(), start).unwrap();
+        assert_eq!(first.warnings, Vec::<String>::new());
+        let (_, ca_key) = &first.made[0];
+        let mut found = Parts {
+            ca_key: Some(ca_key.clone()),
+            ca: Some(first.ca_pem),
+            server_key: Some(first.server_key_pem),
+            server: Some(first.server_pem),
+        };
+
+        let late = start + 3640 * DAY;
+        let last = run(found.clone(), late).unwrap();
+        let parts: Vec<_> = last.made.iter().map(|(part, _)| *part).collect();
+        assert_eq!(parts, [Part::Server]);
+        assert!(last.warnings[0].contains("expires in 10 days"));
+        let end = Ca::read(&last.ca_pem).unwrap().not_after;
+        assert_eq!(certificates::expiry(&last.server_pem).unwrap(), end);
+
+        found.server = Some(last.server_pem);
+        assert_eq!(run(found.clone(), late + DAY).unwrap().made, []);
+        let refused = run(found, end + DAY).unwrap_err();
+        assert!(format!("{:#}", refused.error()).contains("it has expired"));
+    }
 }

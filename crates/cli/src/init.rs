@@ -173,6 +173,10 @@ impl Setup {
             ca_name: &format!("{} Fleetspeak CA", self.name),
             server_name: &format!("{} Fleetspeak Server", self.name),
             names: &self.names,
+            looked_for: match self.server_name.as_str() {
+                "" => &self.names,
+                _ => &self.names[..1],
+            },
             replace,
             now: clock.now(),
             places: Parts {
@@ -363,9 +367,10 @@ fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
 fn warn_of_readers(path: &Path, warnings: &mut Vec<String>) {
     let mode = fs::metadata(path).map_or(0, |data| data.permissions().mode());
     if mode & 0o004 != 0 {
-        let path = path.display();
         warnings.push(format!(
-            "everybody can read `{path}`; run: chmod o-rwx {path}"
+            "everybody can read `{}`; run: chmod o-rwx {}",
+            path.display(),
+            serve::shell_word(path)
         ));
     }
 }

@@ -5,6 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+/// What a file is called before it is in its place, after the name it will have.
+const TEMPORARY: &str = ".fleethold.tmp";
+
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readers {
@@ -48,7 +51,7 @@ impl Staged {
             Err(error) => return Err(error),
         };
         let mut temporary = place.as_os_str().to_owned();
-        temporary.push(".tmp");
+        temporary.push(TEMPORARY);
         let temporary = PathBuf::from(temporary);
         // What a crash has left may have another mode.
         match fs::remove_file(&temporary) {
@@ -161,10 +164,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "old").unwrap();
-        fs::write(dir.path().join("file.tmp"), "left by a crash").unwrap();
+        fs::write(dir.path().join("file.fleethold.tmp"), "left by a crash").unwrap();
+        fs::write(dir.path().join("file.tmp"), "of somebody else").unwrap();
         drop(Staged::new(&path, Readers::Owner, b"new").unwrap());
         assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(names(dir.path()), ["file"]);
+        assert_eq!(names(dir.path()), ["file", "file.tmp"]);
     }
 
     #[test]

@@ -6,8 +6,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use support::{Serving, run};
+use fleethold_proto::fleetspeak::components::{Config as Components, HttpsConfig};
+use fleethold_proto::text;
+use rcgen::{CertificateParams, KeyPair};
+use support::{Serving, command, run};
 
 // SHA-256 of `secret` and `other`.
 const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
@@ -116,13 +120,75 @@ fn certificate_of_agents_is_renewed_without_a_restart() {
 }
 
 #[test]
-fn metrics_tell_when_the_certificate_expires() {
+fn empty_access_file_is_warned_of_once_until_it_changes() {
+    const WARNING: &str = "the access file is empty";
     let dir = tempfile::tempdir().unwrap();
+    let access = dir.path().join("access");
+    let reload = |server: &mut Serving, text: &str| {
+        fs::write(&access, text).unwrap();
+        server.signal("HUP");
+        server.wait_for_log("reloaded");
+    };
+    fs::write(&access, "").unwrap();
+    let access_arg = access.to_str().unwrap();
+    let data = dir.path().join("data");
+    let mut server = Serving::start_with(&data, &["--admin-access", access_arg]);
+    reload(&mut server, "");
+    reload(&mut server, "# Nobody.\n");
+    assert_eq!(server.log.matches(WARNING).count(), 1, "{}", server.log);
+    reload(&mut server, &format!("token alice {SECRET} read\n"));
+    reload(&mut server, "");
+    assert_eq!(server.log.matches(WARNING).count(), 2, "{}", server.log);
+    server.stop();
+}
+
+#[test]
+fn metrics_tell_when_the_certificate_expires_and_the_log_warns_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let components = dir.path().join("components");
+    let write = |days_left: u64| {
+        let expiry = now() + Duration::from_secs(days_left * 86_400 + 3600);
+        let (certificates, key) = certificate(expiry);
+        let https = HttpsConfig {
+            listen_address: "127.0.0.1:0".to_owned(),
+            certificates,
+            key,
+            ..HttpsConfig::default()
+        };
+        let config = Components {
+            https_config: Some(https),
+            ..Components::default()
+        };
+        fs::write(&components, text::print(&config)).unwrap();
+        expiry.duration_since(UNIX_EPOCH).unwrap().as_secs()
+    };
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let stats = free.local_addr().unwrap().to_string();
     drop(free);
-    let server = Serving::start_with(&dir.path().join("data"), &["--stats-listen", &stats]);
-    let mut connection = TcpStream::connect(&stats).unwrap();
+
+    let first = write(100);
+    let store = format!("sqlite:{}", dir.path().join("fleet.db").display());
+    let mut serve = command();
+    serve.args(["serve", "--stats-listen", &stats, "--store", &store]);
+    serve.arg("--components-config").arg(&components);
+    let mut server = Serving::spawn(&mut serve);
+    assert_eq!(certificate_expiry(&stats), first);
+
+    let second = write(12);
+    server.signal("HUP");
+    server.wait_for_log("agents see another certificate");
+    server.wait_for_log("a certificate expires soon");
+    let warning = server.log.lines().last().unwrap();
+    assert!(warning.contains("days_left=12"), "{warning}");
+    assert!(warning.contains("listener=\"agents\""), "{warning}");
+    assert!(!server.log.contains("days_left=100"), "{}", server.log);
+    assert_eq!(certificate_expiry(&stats), second);
+    server.stop();
+}
+
+/// Asks a server's metrics when the certificate for agents expires, in seconds since 1970.
+fn certificate_expiry(stats: &str) -> u64 {
+    let mut connection = TcpStream::connect(stats).unwrap();
     connection
         .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .unwrap();
@@ -130,9 +196,22 @@ fn metrics_tell_when_the_certificate_expires() {
     connection.read_to_string(&mut answer).unwrap();
     let name = "fleethold_certificate_expiry_timestamp_seconds{listener=\"agents\"} ";
     let line = answer.lines().find_map(|line| line.strip_prefix(name));
-    assert!(
-        line.unwrap().parse::<u64>().unwrap() > 1_700_000_000,
-        "{answer}"
-    );
-    server.stop();
+    line.unwrap_or_else(|| panic!("{answer}")).parse().unwrap()
+}
+
+/// A certificate that expires then, and its key.
+fn certificate(expiry: SystemTime) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_after = expiry.into();
+    let certificate = params.self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the program has the time of the system"
+)]
+fn now() -> SystemTime {
+    SystemTime::now()
 }

@@ -25,7 +25,7 @@ pub(super) struct Setup {
     pub(super) public_addresses: Vec<String>,
     /// The name in the server's certificate, if it is not the host; or empty.
     pub(super) server_name: String,
-    /// Everything that agents may look for in the certificate.
+    /// What the certificate is valid for; the server name comes first, agents look for it alone.
     pub(super) names: Vec<ServerName<'static>>,
     /// A URL, or empty.
     pub(super) proxy: String,
@@ -269,6 +269,16 @@ impl Reader<'_> {
             self.missing("public_host_port", "\"fleet.example:443\"");
         }
         let mut names: Vec<ServerName<'static>> = Vec::new();
+        match serve::server_name(server_name) {
+            _ if server_name.is_empty() => {}
+            Some(name) => names.push(name),
+            None => {
+                let problem =
+                    format!("is `{server_name}`, which is neither a host name nor an address");
+                let hint = "write for example `server_name: \"fleet.example\"`, without a port";
+                self.wrong("server_name", &problem, hint);
+            }
+        }
         for address in addresses {
             let name = serve::public_address(address).and_then(|address| {
                 let (host, _) = split_listen(&address)?;
@@ -282,17 +292,6 @@ impl Reader<'_> {
                     let hint = "write for example `public_host_port: \"fleet.example:443\"`";
                     self.wrong("public_host_port", &problem, hint);
                 }
-            }
-        }
-        match serve::server_name(server_name) {
-            _ if server_name.is_empty() => {}
-            Some(name) if names.contains(&name) => {}
-            Some(name) => names.push(name),
-            None => {
-                let problem =
-                    format!("is `{server_name}`, which is neither a host name nor an address");
-                let hint = "write for example `server_name: \"fleet.example\"`, without a port";
-                self.wrong("server_name", &problem, hint);
             }
         }
         names

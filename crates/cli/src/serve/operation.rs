@@ -56,7 +56,11 @@ impl OperationArgs {
         }
         config.metrics_by_client_labels = !self.metrics_without_client_labels;
         config.admin_security.insecure = self.admin_insecure;
-        config.admin_security.access = self.access()?;
+        let access = self.access()?;
+        if access.as_ref().is_some_and(AccessList::is_empty) {
+            warn_of_empty_access();
+        }
+        config.admin_security.access = access;
         config.admin_security.certificate_and_key_pem = self.certificate()?;
         Ok(())
     }
@@ -69,9 +73,6 @@ impl OperationArgs {
         let list = AccessList::parse(&read(path)?)
             .with_context(|| format!("cannot use access file `{}`", path.display()))
             .map_err(|error| Failure::usage(format!("{error:#}")))?;
-        if list.is_empty() {
-            tracing::warn!("the access file is empty: nobody may use the admin interface");
-        }
         Ok(Some(list))
     }
 
@@ -90,6 +91,8 @@ pub(super) struct Reloader {
     agents: Option<(String, String)>,
     admin: Option<(String, String)>,
     warned: Option<SystemTime>,
+    /// Whether the access file was empty last time; the log says so once.
+    nobody_has_access: bool,
     /// What was wrong last time: each problem is logged once.
     problem: Option<String>,
 }
@@ -102,6 +105,8 @@ impl Reloader {
             agents: agents.map(|agents| (agents.certificates_pem.clone(), agents.key_pem.clone())),
             admin: config.admin_security.certificate_and_key_pem.clone(),
             warned: None,
+            nobody_has_access: (config.admin_security.access.as_ref())
+                .is_some_and(AccessList::is_empty),
             problem: None,
         }
     }
@@ -134,6 +139,10 @@ impl Reloader {
         // One that cannot be used does not keep the others from their places.
         let access = self.args.access().map(|access| {
             if let Some(access) = access {
+                let before = std::mem::replace(&mut self.nobody_has_access, access.is_empty());
+                if access.is_empty() && !before {
+                    warn_of_empty_access();
+                }
                 server.set_admin_access(access);
             }
         });
@@ -194,6 +203,10 @@ impl Reloader {
             }
         }
     }
+}
+
+fn warn_of_empty_access() {
+    tracing::warn!("the access file is empty: nobody may use the admin interface");
 }
 
 pub(super) fn refuse_mode(

@@ -55,6 +55,19 @@ fn renewal_replaces_the_server_certificate_and_nothing_that_agents_know() {
 }
 
 #[test]
+fn agents_that_look_for_a_server_name_need_no_other_host_in_the_certificate() {
+    let mut bed = Bed::new();
+    bed.init(&[]).data();
+    bed.config.server_name = "name.example".to_owned();
+    assert_eq!(bed.said(&[])["changed"][0], "server.pem");
+    bed.config
+        .public_host_port
+        .push("other.example:443".to_owned());
+    let said = bed.said(&[]);
+    assert_eq!(said["changed"], ["linux", "darwin", "windows"]);
+}
+
+#[test]
 fn another_public_host_gets_into_the_certificate_and_to_agents() {
     let mut bed = Bed::new();
     bed.init(&[]).data();
@@ -105,6 +118,11 @@ fn existing_ca_is_used_and_never_changed() {
     ] {
         let bed = Bed::new();
         OtherCa::new(key).write(&bed);
+        // As `openssl ecparam -genkey` writes keys.
+        let parameters =
+            "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+        let key = format!("{parameters}{}", bed.read("ca-key.pem"));
+        fs::write(bed.path("ca-key.pem"), key).unwrap();
         let before = (bed.read("ca.pem"), bed.read("ca-key.pem"));
         let said = bed.said(&[]);
         assert_eq!(said["made"], ALL[2..]);
@@ -167,7 +185,7 @@ fn run_that_was_cut_off_is_completed_by_the_next() {
         for name in &ALL[from..] {
             fs::remove_file(bed.path(name)).unwrap();
         }
-        fs::write(bed.path("server.pem.tmp"), "torn").unwrap();
+        fs::write(bed.path("server.pem.fleethold.tmp"), "torn").unwrap();
         assert_eq!(bed.said(&[])["made"], ALL[from..], "from {from}");
         assert!(bed.contents().len() <= ALL.len() + 1);
     }

@@ -95,9 +95,9 @@ fn p_215_server_certificate_is_a_leaf_for_every_public_host_and_the_server_name(
         assert_eq!(
             names,
             &[
+                GeneralName::DNSName("name.example"),
                 GeneralName::DNSName("fleet.example"),
                 GeneralName::IPAddress(&[127, 0, 0, 1]),
-                GeneralName::DNSName("name.example"),
             ]
         );
         let days = leaf.validity().time_to_expiration().unwrap().whole_days();

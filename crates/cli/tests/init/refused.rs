@@ -169,7 +169,7 @@ fn nothing_is_changed_when_one_file_cannot_be_written() {
     bed.init(&[]).data();
     fs::create_dir(bed.path("taken")).unwrap();
     bed.config.windows_client_configuration_file = "$BED/taken/file".to_owned();
-    fs::create_dir(bed.path("taken/file.tmp")).unwrap();
+    fs::create_dir(bed.path("taken/file.fleethold.tmp")).unwrap();
     let before: Vec<_> = ALL.map(|name| bed.read(name)).into();
     let refused = bed.init(&["--renew"]).failure(1);
     assert!(refused.contains("taken/file"), "{refused}");
@@ -267,6 +267,10 @@ fn parts_that_do_not_belong_together_are_refused_and_kept() {
         assert!(refused.contains(reason), "{refused}");
         assert!(refused.contains("hint:"), "{refused}");
         assert_eq!(bed.contents(), before, "{reason}");
+        if name == "ca.pem" {
+            // Renewal is no way to another CA either.
+            assert!(bed.init(&["--renew"]).failure(2).contains(reason));
+        }
         for (name, text) in ALL.iter().zip(&good) {
             fs::write(bed.path(name), text).unwrap();
         }

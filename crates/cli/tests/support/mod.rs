@@ -112,6 +112,8 @@ pub(crate) struct Serving {
     child: Child,
     stdout: BufReader<ChildStdout>,
     stderr: BufReader<ChildStderr>,
+    /// Its messages as far as they were waited for.
+    pub(crate) log: String,
     /// What it printed until it was ready.
     pub(crate) lines: Vec<String>,
 }
@@ -167,6 +169,7 @@ impl Serving {
             child,
             stdout,
             stderr,
+            log: String::new(),
             lines,
         }
     }
@@ -215,6 +218,7 @@ impl Serving {
             line.clear();
             let read = self.stderr.read_line(&mut line);
             assert_ne!(read.expect("messages are UTF-8"), 0, "the server ended");
+            self.log.push_str(&line);
         }
         drop(watch);
     }
