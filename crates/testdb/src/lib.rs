@@ -11,6 +11,7 @@
 //! the tests that use a shared one, as URLs of a user who may create databases:
 //! `postgres://user:password@host:port`.
 
+pub mod galera;
 pub mod mariadb;
 pub mod postgres;
 

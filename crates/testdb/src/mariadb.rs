@@ -1,12 +1,15 @@
 //! MariaDB, from Debian's packages or wherever `PATH` leads.
 
 use std::fs;
+use std::io::Read;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::server::{Kind, Server, Shared, User, find, run};
+use crate::server::{Kind, Server, Shared, User, connect, find, run};
 
 /// What tests need to know of a MariaDB or MySQL server.
 #[derive(Debug)]
@@ -58,14 +61,25 @@ const FAST: &[&str] = &[
     "--max-connections=500",
 ];
 
-struct Program {
+pub(crate) struct Program {
     server: PathBuf,
     installer: PathBuf,
     options: Vec<String>,
 }
 
 impl Program {
-    fn find(options: &[&str]) -> Result<Self> {
+    /// Makes a directory for temporary files: a server that starts removes those
+    /// of all others that share it.
+    fn temporary(&self, data: &Path) -> Result<PathBuf> {
+        let directory = data.with_file_name("tmp");
+        fs::create_dir_all(&directory)?;
+        if let Some(user) = self.user() {
+            chown(&directory, Some(user.uid), Some(user.gid))?;
+        }
+        Ok(directory)
+    }
+
+    pub(crate) fn find(options: &[&str]) -> Result<Self> {
         const MISSING: &str = "MariaDB is missing; on Debian, install it as root with: apt-get install mariadb-server-core";
         Ok(Self {
             server: find("mariadbd", &[]).context(MISSING)?,
@@ -81,7 +95,7 @@ impl Kind for Program {
     }
 
     fn user(&self) -> Option<User> {
-        None
+        User::instead_of_root(&["mysql", "nobody"])
     }
 
     fn stop_signal(&self) -> &'static str {
@@ -93,11 +107,9 @@ impl Kind for Program {
         installer
             .args(["--no-defaults", "--auth-root-authentication-method=normal"])
             .args(["--skip-test-db", "--skip-name-resolve"])
-            .arg(format!("--datadir={}", data.display()));
-        if std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self")?) == 0 {
-            installer.arg("--user=root");
-        }
-        run(installer, None)
+            .arg(format!("--datadir={}", data.display()))
+            .arg(format!("--tmpdir={}", self.temporary(data)?.display()));
+        run(installer, self.user())
     }
 
     fn serve(&self, directory: &Path, data: &Path, port: u16) -> Command {
@@ -112,16 +124,23 @@ impl Kind for Program {
                 "--skip-name-resolve",
             ])
             .arg(format!("--datadir={}", data.display()))
+            .arg(format!("--tmpdir={}", directory.join("tmp").display()))
             .arg(format!("--port={port}"))
             .arg(format!("--socket={}", directory.join("socket").display()))
             .arg(format!("--init-file={}", accounts.display()))
             .args(&self.options);
-        if fs::metadata("/proc/self")
-            .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
-        {
-            server.arg("--user=root");
-        }
         server
+    }
+
+    fn is_ready(&self, port: u16) -> bool {
+        // The port is open long before anybody listens to it; then the server speaks first.
+        let greeting = connect(port).and_then(|mut connection| {
+            connection
+                .set_read_timeout(Some(Duration::from_secs(1)))
+                .ok()?;
+            connection.read_exact(&mut [0]).ok()
+        });
+        greeting.is_some()
     }
 }
 

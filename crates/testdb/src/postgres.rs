@@ -91,10 +91,7 @@ impl Kind for Program {
     }
 
     fn user(&self) -> Option<User> {
-        // PostgreSQL refuses to run as root.
-        let root = fs::metadata("/proc/self")
-            .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-        root.then(|| User::named(&["postgres", "nobody"])).flatten()
+        User::instead_of_root(&["postgres", "nobody"])
     }
 
     fn stop_signal(&self) -> &'static str {

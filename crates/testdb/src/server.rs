@@ -1,8 +1,9 @@
 //! A database server that ends with the tests that use it.
 
 use std::fs::{self, File};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,6 +30,11 @@ pub(crate) trait Kind: Send + Sync {
     /// Returns the command that serves `data` on loopback's `port`; what it
     /// needs besides lies in `directory`.
     fn serve(&self, directory: &Path, data: &Path, port: u16) -> Command;
+
+    /// Returns whether the server takes connections.
+    fn is_ready(&self, port: u16) -> bool {
+        connect(port).is_some()
+    }
 }
 
 /// A user of this machine.
@@ -39,8 +45,12 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// Returns the first of these users that exists.
-    pub(crate) fn named(names: &[&str]) -> Option<Self> {
+    /// Returns the first of these users that exists, if this process runs as
+    /// root: no database server should.
+    pub(crate) fn instead_of_root(names: &[&str]) -> Option<Self> {
+        if own_uid()? != 0 {
+            return None;
+        }
         let passwd = fs::read_to_string("/etc/passwd").ok()?;
         names.iter().find_map(|name| {
             let line = passwd
@@ -53,6 +63,10 @@ impl User {
             })
         })
     }
+}
+
+fn own_uid() -> Option<u32> {
+    fs::metadata("/proc/self").ok().map(|own| own.uid())
 }
 
 /// A server that belongs to one test; dropping it stops the server and removes its data.
@@ -139,8 +153,7 @@ impl Drop for Server {
 
 impl Shared {
     pub(crate) fn start(kind: &dyn Kind) -> Result<Self> {
-        let user = fs::metadata("/proc/self")?;
-        let uid = std::os::unix::fs::MetadataExt::uid(&user);
+        let uid = own_uid().context("cannot read /proc/self")?;
         let directory =
             std::env::temp_dir().join(format!("fleethold-shared-{}-{uid}", kind.name()));
         fs::create_dir_all(&directory)?;
@@ -154,7 +167,7 @@ impl Shared {
         let running = fs::read_to_string(place.port())
             .ok()
             .and_then(|port| port.trim().parse().ok())
-            .filter(|port| answers(*port));
+            .filter(|port| kind.is_ready(*port));
         let port = match running {
             Some(port) => port,
             None => {
@@ -231,6 +244,12 @@ impl Place {
         if self.data().exists() {
             fs::remove_dir_all(self.data())?;
         }
+        for file in [self.pid(), self.port(), self.log()] {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -253,7 +272,7 @@ impl Place {
         }
         let mut guard = guard.spawn().context("cannot start sh")?;
         let deadline = Instant::now() + LIMIT;
-        while !answers(port) {
+        while !kind.is_ready(port) {
             if guard.try_wait()?.is_some() || Instant::now() > deadline {
                 bail!(
                     "{} did not start; its log ends:\n{}",
@@ -315,12 +334,13 @@ while kill -0 "$server" 2>/dev/null; do
 done
 "#;
 
-fn answers(port: u16) -> bool {
+/// Connects to a port on loopback.
+pub(crate) fn connect(port: u16) -> Option<TcpStream> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()
 }
 
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
         .port())

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
-use fleethold_testdb::{Cut, Proxy, Server, mariadb, postgres};
+use fleethold_testdb::{Cut, Proxy, Server, galera, mariadb, postgres};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -22,6 +22,15 @@ fn private_servers_stop_die_and_come_back_on_their_port() {
         drop(server);
         assert!(!directory.exists(), "nothing is left of it");
     }
+}
+
+#[test]
+fn nodes_of_a_cluster_die_and_join_again() {
+    let mut cluster = galera::start(3).expect("a cluster that starts");
+    assert!(cluster.nodes.iter().all(answers));
+    cluster.nodes[0].kill().expect("it ends");
+    cluster.nodes[0].start().expect("it joins the others");
+    assert!(cluster.nodes.iter().all(answers));
 }
 
 #[test]
