@@ -59,6 +59,8 @@ const FAST: &[&str] = &[
     "--innodb-flush-method=nosync",
     "--innodb-buffer-pool-size=256M",
     "--max-connections=500",
+    // The largest payload and its statement.
+    "--max-allowed-packet=64M",
 ];
 
 pub(crate) struct Program {

@@ -1,0 +1,540 @@
+//! Claims: who hands out a message moves its due time, so that nobody else does.
+//!
+//! Most calls find nothing due; they find that out without a transaction. What
+//! is due is locked, row by row and only in `pending_messages`, skipping what
+//! others have locked; nothing leaves before the commit was answered, because
+//! in a cluster the commit decides.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use fleethold_proto::fleetspeak::Message;
+use fleethold_store::clock::{epoch_micros, timestamp};
+use fleethold_store::limits::{MAX_CLAIM_BYTES, MOST_EARLY_CLAIMS};
+use fleethold_store::record::ResultRecord;
+use fleethold_store::{
+    ClaimServerMessages, ClientId, MOST_OVERDUE_COUNTED, MessageId, Result, ServiceLimits,
+};
+use futures::FutureExt;
+
+use crate::error::{Failure, Worked};
+use crate::messages::{READ_WITH_DATA, set_results};
+use crate::rows::{self, SERVER_QUEUE, queue, take, take_id};
+use crate::schema::LockClause;
+use crate::sql::{Batch, List, MOST_ROWS, Value};
+use crate::transaction::{Replay, Shared, Tx};
+
+/// How many rows of stock servers one call takes into our queues.
+const MOST_ADOPTED: usize = 10;
+
+impl Shared {
+    pub(crate) async fn claim_client_messages(
+        &self,
+        client: ClientId,
+        limit: u64,
+        service_limits: Option<ServiceLimits>,
+    ) -> Result<Vec<Message>> {
+        const OPERATION: &str = "client_messages_for_processing";
+        let accepted: Option<HashMap<[u8; 16], u64>> = service_limits.as_ref().map(|limits| {
+            let queues = limits.iter();
+            queues
+                .map(|(service, limit)| (queue(client, service), *limit))
+                .collect()
+        });
+        let due = |queues: Vec<(Vec<u8>, i64)>, now_micros: i64| -> Vec<(Vec<u8>, u64)> {
+            queues
+                .into_iter()
+                .filter(|(_, due_micros)| *due_micros <= now_micros)
+                .map(|(queue, _)| {
+                    let accepted = accepted.as_ref().map_or(limit, |accepted| {
+                        let of_queue = <[u8; 16]>::try_from(&queue[..]).ok();
+                        let accepted = of_queue.and_then(|queue| accepted.get(&queue));
+                        accepted.copied().unwrap_or(0).min(limit)
+                    });
+                    (queue, accepted)
+                })
+                .filter(|(_, accepted)| *accepted > 0)
+                .collect()
+        };
+        let (mut queues, foreign) = self.due_queues(OPERATION, client).await?;
+        if foreign {
+            self.adopt(OPERATION).await?;
+            (queues, _) = self.due_queues(OPERATION, client).await?;
+        }
+        let now_micros = epoch_micros(self.context.clock.now());
+        let queues = due(queues, now_micros);
+        if queues.is_empty() {
+            return Ok(Vec::new());
+        }
+        let claim = Claim {
+            for_server: false,
+            queues,
+            limit,
+            service_limits,
+        };
+        self.claim(OPERATION, claim).await
+    }
+
+    /// Returns the queues in which something waits for a client, with the time
+    /// from which on the first is due, and whether a stock server has stored
+    /// messages that are in no queue yet.
+    async fn due_queues(
+        &self,
+        operation: &'static str,
+        client: ClientId,
+    ) -> Result<(Vec<(Vec<u8>, i64)>, bool)> {
+        self.read(operation, client, |client, tx| {
+            async move {
+                let [first, last] = rows::queues(*client);
+                let range = [Value::Bytes(&first), Value::Bytes(&last)];
+                let mut batch = Batch::of(DUE_QUEUES, &range);
+                batch.add(ANY_FOREIGN, &[]);
+                let mut replies = tx.only(batch).await?.into_iter();
+                let queues = replies.next().into_iter().flat_map(|reply| reply.rows);
+                let queues = queues
+                    .map(|mut row| Ok((take(&mut row, 0)?, take(&mut row, 1)?)))
+                    .collect::<Worked<_>>()?;
+                let foreign = replies.next().is_some_and(|reply| !reply.rows.is_empty());
+                Ok((queues, foreign))
+            }
+            .boxed()
+        })
+        .await
+    }
+
+    /// Puts messages that stock servers have stored into our queues. Rows that
+    /// they have locked have to wait for the next call.
+    async fn adopt(&self, operation: &'static str) -> Result<()> {
+        for _ in 0..MOST_ADOPTED {
+            let adopted = self
+                .write(operation, Replay::Safe, (), |(), tx| {
+                    async move { adopt(tx).await }.boxed()
+                })
+                .await?;
+            if adopted < MOST_ROWS {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, operation: &'static str, claim: Claim) -> Result<Vec<Message>> {
+        let claimed = self
+            .write(operation, Replay::Safe, claim, |claim, tx| {
+                async move { claim.run(tx).await }.boxed()
+            })
+            .await?;
+        if !claimed.damaged.is_empty() {
+            self.fail_damaged(operation, claimed.damaged).await?;
+        }
+        Ok(claimed.messages)
+    }
+
+    /// Gives messages a result that nobody can read, so that they block nobody.
+    async fn fail_damaged(
+        &self,
+        operation: &'static str,
+        damaged: Vec<(MessageId, String)>,
+    ) -> Result<()> {
+        let now = timestamp(self.context.clock.now());
+        let results: BTreeMap<_, _> = damaged
+            .into_iter()
+            .map(|(message, error)| {
+                tracing::error!(%message, %error, "a message cannot be read and has failed");
+                let result = ResultRecord {
+                    processed_time: now,
+                    failure: Some(format!("The stored message cannot be read: {error}.")),
+                };
+                (message, result)
+            })
+            .collect();
+        let results: Vec<_> = results.into_iter().collect();
+        self.write(operation, Replay::Safe, results, |results, tx| {
+            async move {
+                let mut batch = Batch::default();
+                set_results(&mut batch, results);
+                tx.commit(batch).await?;
+                Ok(())
+            }
+            .boxed()
+        })
+        .await
+    }
+
+    pub(crate) async fn release_client_messages(
+        &self,
+        client: ClientId,
+        mut ids: Vec<MessageId>,
+    ) -> Result<()> {
+        const OPERATION: &str = "release_messages";
+        if ids.is_empty() {
+            return self.check_open(OPERATION);
+        }
+        ids.sort_unstable();
+        let now_micros = epoch_micros(self.context.clock.now());
+        self.write(
+            OPERATION,
+            Replay::Safe,
+            (client, ids, now_micros),
+            |(client, ids, now_micros), tx| {
+                async move {
+                    let [first, last] = rows::queues(*client);
+                    let mut batch = Batch::default();
+                    for slice in ids.chunks(MOST_ROWS) {
+                        let ids = List::ids(slice);
+                        batch.add(
+                            RELEASE,
+                            &[
+                                Value::Int(*now_micros),
+                                Value::List(&ids),
+                                Value::Bytes(&first),
+                                Value::Bytes(&last),
+                                Value::Int(*now_micros),
+                                Value::Unsigned(MOST_EARLY_CLAIMS.into()),
+                            ],
+                        );
+                    }
+                    tx.commit(batch).await?;
+                    Ok(())
+                }
+                .boxed()
+            },
+        )
+        .await
+    }
+
+    /// Returns how many messages are overdue for services, up to a limit, and
+    /// since when the oldest is.
+    pub(crate) async fn overdue_for_server(&self, now_micros: i64) -> Result<(u64, Option<i64>)> {
+        self.read("stats", now_micros, |now_micros, tx| {
+            async move {
+                let overdue = [
+                    Value::Bytes(SERVER_QUEUE),
+                    Value::Int(*now_micros),
+                    Value::Unsigned(MOST_OVERDUE_COUNTED),
+                ];
+                let replies = tx.only(Batch::of(OVERDUE_FOR_SERVER, &overdue)).await?;
+                let mut rows = replies.into_iter().flat_map(|reply| reply.rows);
+                match rows.next() {
+                    Some(mut row) => Ok((take(&mut row, 0)?, take(&mut row, 1)?)),
+                    None => Ok((0, None)),
+                }
+            }
+            .boxed()
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl ClaimServerMessages for Shared {
+    async fn claim_server_messages(&self, limit: u64) -> Result<Vec<Message>> {
+        const OPERATION: &str = "server_messages_for_processing";
+        if limit == 0 {
+            self.check_open(OPERATION)?;
+            return Ok(Vec::new());
+        }
+        let now_micros = epoch_micros(self.context.clock.now());
+        let (mut any, foreign) = self.any_due_for_server(OPERATION, now_micros).await?;
+        if foreign {
+            self.adopt(OPERATION).await?;
+            (any, _) = self.any_due_for_server(OPERATION, now_micros).await?;
+        }
+        if !any {
+            return Ok(Vec::new());
+        }
+        let claim = Claim {
+            for_server: true,
+            queues: vec![(SERVER_QUEUE.to_vec(), limit)],
+            limit,
+            service_limits: None,
+        };
+        self.claim(OPERATION, claim).await
+    }
+}
+
+impl Shared {
+    async fn any_due_for_server(
+        &self,
+        operation: &'static str,
+        now_micros: i64,
+    ) -> Result<(bool, bool)> {
+        self.read(operation, now_micros, |now_micros, tx| {
+            async move {
+                let due = [Value::Bytes(SERVER_QUEUE), Value::Int(*now_micros)];
+                let mut batch = Batch::of(ANY_DUE, &due);
+                batch.add(ANY_FOREIGN, &[]);
+                let replies = tx.only(batch).await?;
+                let mut any = replies.iter().map(|reply| !reply.rows.is_empty());
+                Ok((any.next() == Some(true), any.next() == Some(true)))
+            }
+            .boxed()
+        })
+        .await
+    }
+}
+
+/// What to claim.
+struct Claim {
+    for_server: bool,
+    /// With how many messages at most are taken from each.
+    queues: Vec<(Vec<u8>, u64)>,
+    limit: u64,
+    service_limits: Option<ServiceLimits>,
+}
+
+struct Claimed {
+    messages: Vec<Message>,
+    damaged: Vec<(MessageId, String)>,
+}
+
+/// A due message that is locked; the order is that of claims.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    due_micros: i64,
+    message: MessageId,
+    claims: u32,
+    bytes: usize,
+}
+
+impl Claim {
+    async fn run(&self, tx: &mut Tx) -> Worked<Claimed> {
+        let now = tx.context.clock.now();
+        let now_micros = epoch_micros(now);
+        let mut due = self.lock(tx, now_micros).await?;
+        due.sort_unstable();
+        due.truncate(usize::try_from(self.limit).unwrap_or(usize::MAX));
+        let mut bytes = 0;
+        let fitting = due.iter().take_while(|due| {
+            let before = bytes;
+            bytes += due.bytes;
+            before < MAX_CLAIM_BYTES
+        });
+        let count = fitting.count();
+        due.truncate(count);
+        if due.is_empty() {
+            return Ok(Claimed {
+                messages: Vec::new(),
+                damaged: Vec::new(),
+            });
+        }
+        let mut batch = Batch::default();
+        for slice in due.chunks(MOST_ROWS) {
+            self.reschedule(&mut batch, tx, slice, now_micros);
+            let ids = List::ids(slice.iter().map(|due| &due.message));
+            batch.add(READ_WITH_DATA, &[Value::List(&ids)]);
+        }
+        let mut found = HashMap::with_capacity(due.len());
+        let mut damaged = Vec::new();
+        for mut row in tx.commit(batch).await?.into_iter().flat_map(|reply| reply.rows) {
+            let Some(id) = rows::id(&row, 0) else { continue };
+            match rows::message(&mut row) {
+                Ok(record) => {
+                    found.insert(id, record.into_message());
+                }
+                Err(Failure::Unreadable(what)) => damaged.push((id, what.into_owned())),
+                Err(failure) => return Err(failure),
+            }
+        }
+        let messages = due.iter().filter_map(|due| found.remove(&due.message));
+        Ok(Claimed {
+            messages: self.keep_limits(messages),
+            damaged,
+        })
+    }
+
+    async fn lock(&self, tx: &mut Tx, now_micros: i64) -> Worked<Vec<Due>> {
+        let sql = match tx.context.facts.lock {
+            LockClause::SkipLocked => LOCK_DUE,
+            LockClause::Wait => LOCK_DUE_AND_WAIT,
+        };
+        let mut batch = Batch::default();
+        for (queue, accepted) in &self.queues {
+            batch.add(
+                sql,
+                &[
+                    Value::Bytes(queue),
+                    Value::Int(now_micros),
+                    Value::Unsigned(*accepted),
+                ],
+            );
+        }
+        let mut due = Vec::new();
+        for mut row in tx.run(batch).await?.into_iter().flat_map(|reply| reply.rows) {
+            due.push(Due {
+                message: take_id(&mut row, 0)?,
+                due_micros: take(&mut row, 1)?,
+                claims: u32::try_from(take::<i64>(&mut row, 2)?).unwrap_or(u32::MAX),
+                bytes: take::<Option<usize>>(&mut row, 3)?.unwrap_or(0),
+            });
+        }
+        Ok(due)
+    }
+
+    fn reschedule(&self, batch: &mut Batch, tx: &Tx, due: &[Due], now_micros: i64) {
+        let clock = &tx.context.clock;
+        let retry_time = |due: &Due| -> SystemTime {
+            if self.for_server {
+                clock.server_retry_time(due.claims.saturating_add(1))
+            } else {
+                clock.client_retry_time()
+            }
+        };
+        let rows = due.iter().map(|due| {
+            [
+                Value::Bytes(due.message.as_bytes()),
+                Value::Int(epoch_micros(retry_time(due))),
+            ]
+        });
+        let table = List::table("SELECT ? AS id, ? AS due", "SELECT ?, ?", rows);
+        batch.add(
+            RESCHEDULE,
+            &[
+                Value::List(&table),
+                Value::Int(self.for_server.into()),
+                Value::Int(now_micros),
+            ],
+        );
+    }
+
+    /// Never hands out more for a service than it accepts, even if the hashes
+    /// of two names are equal; what is left out is due again later.
+    fn keep_limits(&self, messages: impl Iterator<Item = Message>) -> Vec<Message> {
+        let mut left = self.service_limits.clone();
+        messages
+            .filter(|message| {
+                let Some(left) = &mut left else { return true };
+                let destination = message.destination.as_ref();
+                let service = destination.map_or("", |to| to.service_name.as_str());
+                match left.get_mut(service) {
+                    None | Some(0) => false,
+                    Some(left) => {
+                        *left -= 1;
+                        true
+                    }
+                }
+            })
+            .collect()
+    }
+}
+
+async fn adopt(tx: &mut Tx) -> Worked<usize> {
+    let sql = match tx.context.facts.lock {
+        LockClause::SkipLocked => LOCK_FOREIGN,
+        LockClause::Wait => LOCK_FOREIGN_AND_WAIT,
+    };
+    let most = Value::Unsigned(u64::try_from(MOST_ROWS).unwrap_or(u64::MAX));
+    let mut foreign: Vec<MessageId> = Vec::new();
+    for mut row in tx.run(Batch::of(sql, &[most])).await?.into_iter().flat_map(|reply| reply.rows) {
+        foreign.push(take_id(&mut row, 0)?);
+    }
+    if foreign.is_empty() {
+        return Ok(0);
+    }
+    let ids = List::ids(&foreign);
+    let batch = Batch::of(READ_DESTINATIONS, &[Value::List(&ids)]);
+    let mut queues = Vec::with_capacity(foreign.len());
+    for mut row in tx.run(batch).await?.into_iter().flat_map(|reply| reply.rows) {
+        let message: MessageId = take_id(&mut row, 0)?;
+        let client: Option<Vec<u8>> = take(&mut row, 1)?;
+        let service: String = take(&mut row, 2)?;
+        let client = client.and_then(|client| ClientId::try_from(&client[..]).ok());
+        let queue = client.map_or(SERVER_QUEUE.to_vec(), |client| queue(client, &service).to_vec());
+        queues.push((message, queue, client.is_none()));
+    }
+    let rows = queues.iter().map(|(message, queue, for_server)| {
+        [
+            Value::Bytes(message.as_bytes()),
+            Value::Bytes(queue),
+            Value::Int((*for_server).into()),
+        ]
+    });
+    let table = List::table(
+        "SELECT ? AS id, ? AS queue, ? AS for_server",
+        "SELECT ?, ?, ?",
+        rows,
+    );
+    let replies = tx.commit(Batch::of(ADOPT, &[Value::List(&table)])).await?;
+    let adopted = replies.iter().map(|reply| reply.affected).sum::<u64>();
+    Ok(usize::try_from(adopted).unwrap_or(usize::MAX))
+}
+
+// The index is read from queue to queue, not from message to message.
+const DUE_QUEUES: &str = "\
+-- due_queues
+SELECT fleethold_queue, MIN(scheduled_time) FROM pending_messages
+FORCE INDEX FOR GROUP BY (fleethold_queue)
+WHERE fleethold_queue BETWEEN ? AND ?
+GROUP BY fleethold_queue";
+
+const ANY_DUE: &str = "\
+-- any_due_for_server
+SELECT 1 FROM pending_messages WHERE fleethold_queue = ? AND scheduled_time <= ? LIMIT 1";
+
+const ANY_FOREIGN: &str = "\
+-- any_foreign
+SELECT 1 FROM pending_messages WHERE fleethold_queue IS NULL LIMIT 1";
+
+const LOCK_DUE: &str = "\
+-- claim (lock)
+SELECT message_id, scheduled_time, retry_count, OCTET_LENGTH(data_value) FROM pending_messages
+FORCE INDEX (fleethold_queue)
+WHERE fleethold_queue = ? AND scheduled_time <= ?
+ORDER BY scheduled_time, message_id LIMIT ?
+FOR UPDATE SKIP LOCKED";
+
+const LOCK_DUE_AND_WAIT: &str = "\
+-- claim (lock and wait)
+SELECT message_id, scheduled_time, retry_count, OCTET_LENGTH(data_value) FROM pending_messages
+FORCE INDEX (fleethold_queue)
+WHERE fleethold_queue = ? AND scheduled_time <= ?
+ORDER BY scheduled_time, message_id LIMIT ?
+FOR UPDATE";
+
+const RESCHEDULE: &str = "\
+-- claim
+UPDATE (?) AS given STRAIGHT_JOIN pending_messages
+    ON pending_messages.for_server = ? AND pending_messages.message_id = given.id
+SET
+    pending_messages.retry_count = pending_messages.retry_count + 1,
+    pending_messages.scheduled_time = given.due
+WHERE pending_messages.scheduled_time <= ?";
+
+const RELEASE: &str = "\
+-- release_messages
+UPDATE pending_messages SET scheduled_time = ?
+WHERE for_server = 0 AND message_id IN (?)
+AND fleethold_queue BETWEEN ? AND ? AND scheduled_time > ? AND retry_count <= ?";
+
+// A part of the index, as long as the limit at most.
+const OVERDUE_FOR_SERVER: &str = "\
+-- overdue_for_server
+SELECT COUNT(*), MIN(scheduled_time) FROM (
+    SELECT scheduled_time FROM pending_messages
+    WHERE fleethold_queue = ? AND scheduled_time <= ?
+    ORDER BY scheduled_time LIMIT ?
+) AS overdue";
+
+const LOCK_FOREIGN: &str = "\
+-- adopt (lock)
+SELECT message_id FROM pending_messages WHERE fleethold_queue IS NULL
+ORDER BY fleethold_queue, scheduled_time, message_id LIMIT ?
+FOR UPDATE SKIP LOCKED";
+
+const LOCK_FOREIGN_AND_WAIT: &str = "\
+-- adopt (lock and wait)
+SELECT message_id FROM pending_messages WHERE fleethold_queue IS NULL
+ORDER BY fleethold_queue, scheduled_time, message_id LIMIT ?
+FOR UPDATE";
+
+const READ_DESTINATIONS: &str = "\
+-- adopt (destinations)
+SELECT message_id, destination_client_id, destination_service_name
+FROM messages WHERE message_id IN (?)";
+
+const ADOPT: &str = "\
+-- adopt
+UPDATE (?) AS given STRAIGHT_JOIN pending_messages
+    ON pending_messages.for_server = given.for_server AND pending_messages.message_id = given.id
+SET pending_messages.fleethold_queue = given.queue";

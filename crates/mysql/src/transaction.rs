@@ -1,0 +1,501 @@
+//! Transactions: how a call of the store runs, is tried again, and ends when
+//! its caller has gone.
+//!
+//! Each call is a task of its own. A caller that is dropped leaves a task that
+//! ends its round trip, rolls back or commits, and gives the connection back
+//! clean. Results leave a transaction only after its commit was answered.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fleethold_store::retry::Backoff;
+use fleethold_store::{Clock, Error, ErrorKind, Outcome, Random, Result};
+use futures::future::BoxFuture;
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Params, Row};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::error::{Failure, Verdict, Worked, code};
+use crate::pool::{Lease, Pool};
+use crate::schema::Facts;
+use crate::sql::{Batch, Packet};
+
+/// What work in a transaction may use besides the database.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<Random>,
+    pub(crate) facts: Facts,
+}
+
+/// All but the processor.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) context: Context,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) times: Times,
+    pub(crate) closed: AtomicBool,
+    calls: Calls,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    /// The delays between attempts, together.
+    pub(crate) retry_for: Duration,
+    /// One round trip.
+    pub(crate) statement_timeout: Duration,
+    /// A call that writes waits so long for calls whose callers have gone.
+    pub(crate) settle: Duration,
+}
+
+/// Whether a transaction that may have been committed may run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replay {
+    /// It changes nothing the second time, or asks [`Tx::replayed`] and sees to that.
+    Safe,
+    /// It would count twice.
+    Unsafe,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Write,
+    /// Sees one state of the database and changes nothing.
+    Snapshot,
+}
+
+impl Shared {
+    pub(crate) fn new(context: Context, pool: Arc<Pool>, times: Times) -> Self {
+        Self {
+            context,
+            pool,
+            times,
+            closed: AtomicBool::new(false),
+            calls: Calls::default(),
+        }
+    }
+
+    pub(crate) fn check_open(&self, operation: &'static str) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::closed(operation));
+        }
+        Ok(())
+    }
+
+    /// Runs a transaction that writes; `work` begins anew after a conflict.
+    pub(crate) async fn write<A, T, F>(
+        &self,
+        operation: &'static str,
+        replay: Replay,
+        arguments: A,
+        work: F,
+    ) -> Result<T>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>> + Send + Sync + 'static,
+    {
+        self.check_open(operation)?;
+        self.calls.settle(self.times.settle).await;
+        self.call(operation, Mode::Write, replay, arguments, work)
+            .await
+    }
+
+    /// Runs a transaction that sees one state of the database.
+    pub(crate) async fn read<A, T, F>(
+        &self,
+        operation: &'static str,
+        arguments: A,
+        work: F,
+    ) -> Result<T>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>> + Send + Sync + 'static,
+    {
+        self.check_open(operation)?;
+        self.call(operation, Mode::Snapshot, Replay::Safe, arguments, work)
+            .await
+    }
+
+    async fn call<A, T, F>(
+        &self,
+        operation: &'static str,
+        mode: Mode,
+        replay: Replay,
+        arguments: A,
+        work: F,
+    ) -> Result<T>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>> + Send + Sync + 'static,
+    {
+        let (caller, call) = self.calls.begin();
+        let (context, pool, times) = (self.context.clone(), Arc::clone(&self.pool), self.times);
+        let task = tokio::spawn(async move {
+            let attempts = Attempts {
+                operation,
+                mode,
+                replay,
+                context,
+                pool,
+                times,
+                call,
+            };
+            attempts.run(&arguments, &work).await
+        });
+        let outcome = task.await;
+        drop(caller);
+        outcome.unwrap_or_else(|error| {
+            Err(Error::new(ErrorKind::Internal, operation, "the call ended badly").with_source(error))
+        })
+    }
+}
+
+/// One call of the store.
+struct Attempts {
+    operation: &'static str,
+    mode: Mode,
+    replay: Replay,
+    context: Context,
+    pool: Arc<Pool>,
+    times: Times,
+    call: Call,
+}
+
+impl Attempts {
+    async fn run<A, T, F>(&self, arguments: &A, work: &F) -> Result<T>
+    where
+        F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>>,
+    {
+        let mut backoff = Backoff::new(&self.context.random, self.times.retry_for);
+        let mut replayed = false;
+        loop {
+            let failure = match self.pool.lease().await {
+                Err(failure) => failure,
+                Ok(lease) => {
+                    let mut tx = Tx {
+                        lease: Some(lease),
+                        context: self.context.clone(),
+                        limit: self.times.statement_timeout,
+                        mode: self.mode,
+                        state: State::Fresh,
+                        replayed,
+                    };
+                    let worked = match work(arguments, &mut tx).await {
+                        Ok(value) => tx.end().await.map(|()| value),
+                        Err(failure) => Err(failure),
+                    };
+                    match worked {
+                        Ok(value) => {
+                            tx.give_back();
+                            return Ok(value);
+                        }
+                        Err(failure) => {
+                            replayed |= tx.may_be_committed(&failure);
+                            tx.give_up(&failure).await;
+                            failure
+                        }
+                    }
+                }
+            };
+            let outcome = if replayed { Outcome::Unknown } else { Outcome::NotApplied };
+            let may_repeat = !matches!(failure.verdict(), Verdict::Final(..))
+                && !(replayed && self.replay == Replay::Unsafe)
+                && !self.call.is_abandoned();
+            match backoff.next_delay() {
+                Some(delay) if may_repeat => {
+                    let cause = failure.into_error(self.operation, outcome);
+                    tracing::debug!(operation = self.operation, %cause, "trying again");
+                    sleep(delay).await;
+                }
+                _ => return Err(failure.into_error(self.operation, outcome)),
+            }
+        }
+    }
+}
+
+/// A transaction, from its first statement to its commit.
+pub(crate) struct Tx {
+    lease: Option<Lease>,
+    pub(crate) context: Context,
+    limit: Duration,
+    mode: Mode,
+    state: State,
+    replayed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing was sent.
+    Fresh,
+    Begun,
+    /// The commit is on its way; nobody knows whether it happens.
+    Committing,
+    Ended,
+}
+
+/// What the server answered to one statement.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) rows: Vec<Row>,
+    /// Rows that an `UPDATE` changed, an `INSERT` added or a `DELETE` removed.
+    pub(crate) affected: u64,
+    pub(crate) last_insert_id: u64,
+}
+
+const BEGIN: &[&str] = &["START TRANSACTION"];
+const BEGIN_SNAPSHOT: &[&str] = &[
+    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+    "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+];
+const COMMIT: &[&str] = &["COMMIT"];
+
+impl Tx {
+    /// Returns whether an earlier attempt of the same call may have been committed.
+    pub(crate) fn replayed(&self) -> bool {
+        self.replayed
+    }
+
+    /// Returns whether no statement has run.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.state == State::Fresh
+    }
+
+    /// Runs statements and keeps the transaction open.
+    pub(crate) async fn run(&mut self, batch: Batch) -> Worked<Vec<Reply>> {
+        self.send(batch, false).await
+    }
+
+    /// Runs statements and commits.
+    pub(crate) async fn commit(&mut self, batch: Batch) -> Worked<Vec<Reply>> {
+        self.send(batch, true).await
+    }
+
+    /// Runs one statement that is a transaction by itself.
+    pub(crate) async fn only(&mut self, batch: Batch) -> Worked<Vec<Reply>> {
+        debug_assert_eq!(self.state, State::Fresh, "nothing was sent before");
+        self.state = State::Committing;
+        let replies = self.send_packets(batch.framed(&[], &[])).await?;
+        self.state = State::Ended;
+        Ok(replies)
+    }
+
+    async fn send(&mut self, batch: Batch, commit: bool) -> Worked<Vec<Reply>> {
+        let begin = match (self.state, self.mode) {
+            (State::Fresh, Mode::Write) => BEGIN,
+            (State::Fresh, Mode::Snapshot) => BEGIN_SNAPSHOT,
+            _ => &[],
+        };
+        let mut packets = batch.framed(begin, if commit { COMMIT } else { &[] });
+        let Some(last) = packets.pop() else {
+            return Ok(Vec::new());
+        };
+        self.state = State::Begun;
+        let mut replies = self.send_packets(packets).await?;
+        if commit {
+            self.state = State::Committing;
+        }
+        replies.extend(self.send_packets(vec![last]).await?);
+        if commit {
+            self.state = State::Ended;
+        }
+        Ok(replies)
+    }
+
+    async fn send_packets(&mut self, packets: Vec<Packet>) -> Worked<Vec<Reply>> {
+        let limit = self.limit;
+        let lease = self.lease.as_mut().ok_or(Failure::NoConnection(None))?;
+        let connection = lease.connection()?;
+        let mut replies = Vec::new();
+        for packet in packets {
+            let answers = timeout(limit, exchange(connection, packet))
+                .await
+                .map_err(|_| Failure::Late)??;
+            replies.extend(answers);
+        }
+        Ok(replies)
+    }
+
+    /// Rolls back a transaction of which a statement failed, and begins anew.
+    pub(crate) async fn roll_back_and_go_on(&mut self) -> Worked<()> {
+        self.roll_back().await;
+        if self.lease.is_none() {
+            return Err(Failure::NoConnection(None));
+        }
+        self.state = State::Fresh;
+        Ok(())
+    }
+
+    /// Ends a transaction that its work has left open because there is nothing to commit.
+    async fn end(&mut self) -> Worked<()> {
+        if matches!(self.state, State::Begun) {
+            self.roll_back().await;
+        }
+        Ok(())
+    }
+
+    /// Returns whether the changes may be there although they failed.
+    fn may_be_committed(&self, failure: &Failure) -> bool {
+        self.mode == Mode::Write
+            && self.state == State::Committing
+            && (failure.verdict() == Verdict::Lost || failure.is_server(code::NODE_NOT_READY))
+    }
+
+    /// Ends a transaction that failed, and its connection if that broke.
+    async fn give_up(mut self, failure: &Failure) {
+        match failure.verdict() {
+            Verdict::Lost => {
+                if let Some(lease) = self.lease.take() {
+                    lease.lost();
+                }
+            }
+            Verdict::Unwilling(_) => drop(self.lease.take()),
+            Verdict::Conflict | Verdict::Final(..) => {
+                if matches!(self.state, State::Begun | State::Committing) {
+                    self.roll_back().await;
+                }
+                self.give_back();
+            }
+        }
+    }
+
+    /// Rolls back; a connection that cannot is closed, and the server does it.
+    async fn roll_back(&mut self) {
+        self.state = State::Ended;
+        let limit = self.limit;
+        let Some(mut lease) = self.lease.take() else {
+            return;
+        };
+        if let Ok(connection) = lease.connection()
+            && let Ok(Ok(())) = timeout(limit, connection.query_drop("ROLLBACK")).await
+        {
+            self.lease = Some(lease);
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+async fn exchange(connection: &mut Conn, packet: Packet) -> mysql_async::Result<Vec<Reply>> {
+    match packet {
+        Packet::Text {
+            sql,
+            before,
+            statements,
+            after,
+        } => {
+            let all = before + statements + after;
+            let mut replies = Vec::with_capacity(all);
+            let mut result = connection.query_iter(sql).await?;
+            for _ in 0..all {
+                let (affected, id) = (result.affected_rows(), result.last_insert_id());
+                replies.push(Reply {
+                    affected,
+                    last_insert_id: id.unwrap_or(0),
+                    rows: result.collect().await?,
+                });
+            }
+            result.drop_result().await?;
+            replies.truncate(before + statements);
+            replies.drain(..before);
+            Ok(replies)
+        }
+        Packet::Prepared { sql, values } => {
+            let values = Params::Positional(values);
+            let mut result = connection.exec_iter(sql, values).await?;
+            let reply = Reply {
+                affected: result.affected_rows(),
+                last_insert_id: result.last_insert_id().unwrap_or(0),
+                rows: result.collect().await?,
+            };
+            result.drop_result().await?;
+            Ok(vec![reply])
+        }
+    }
+}
+
+/// The calls that run, and how many of them have lost their callers.
+#[derive(Debug, Default)]
+struct Calls {
+    abandoned: watch::Sender<usize>,
+}
+
+/// Who waits for a call; dropping it earlier abandons the call.
+struct Caller(Arc<Link>);
+
+/// A running call; dropping it ends the call.
+struct Call(Arc<Link>);
+
+struct Link {
+    state: Mutex<LinkState>,
+    abandoned: watch::Sender<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LinkState {
+    Running,
+    Abandoned,
+    Ended,
+}
+
+impl Calls {
+    fn begin(&self) -> (Caller, Call) {
+        let link = Arc::new(Link {
+            state: Mutex::new(LinkState::Running),
+            abandoned: self.abandoned.clone(),
+        });
+        (Caller(Arc::clone(&link)), Call(link))
+    }
+
+    /// Waits, but not for long, until abandoned calls have ended, so that a
+    /// caller that goes on after it gave up finds the earlier call done or not.
+    async fn settle(&self, limit: Duration) {
+        if *self.abandoned.borrow() == 0 {
+            return;
+        }
+        let mut abandoned = self.abandoned.subscribe();
+        // Late is as good as never: nothing rests on it but the order.
+        let _ = timeout(limit, abandoned.wait_for(|calls| *calls == 0)).await;
+    }
+}
+
+impl Call {
+    fn is_abandoned(&self) -> bool {
+        *self.0.lock() == LinkState::Abandoned
+    }
+}
+
+impl Link {
+    fn lock(&self) -> std::sync::MutexGuard<'_, LinkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if *state == LinkState::Running {
+            *state = LinkState::Abandoned;
+            self.0.abandoned.send_modify(|calls| *calls += 1);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if *state == LinkState::Abandoned {
+            self.0.abandoned.send_modify(|calls| *calls -= 1);
+        }
+        *state = LinkState::Ended;
+    }
+}

@@ -1,0 +1,288 @@
+//! A database of its own on the server that tests share, or on one of its own.
+#![allow(dead_code, reason = "each test target uses its part")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fleethold_conformance::{Bed, Capabilities, Harness};
+use fleethold_mysql::{DataSource, Isolation, MysqlOptions, MysqlStore, Takeover};
+use fleethold_store::{ManualClock, Random, Store};
+use fleethold_testdb::mariadb::{self, MariaDb};
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Opts};
+
+/// Returns the URL, without database, of the server that tests share.
+pub(crate) fn server() -> Result<&'static str, String> {
+    static SERVER: OnceLock<Result<MariaDb, String>> = OnceLock::new();
+    let server = SERVER.get_or_init(|| mariadb::shared().map_err(|error| format!("{error:#}")));
+    server
+        .as_ref()
+        .map(|server| server.url.as_str())
+        .map_err(Clone::clone)
+}
+
+/// A database; dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct Database {
+    server: String,
+    pub(crate) name: String,
+}
+
+impl Database {
+    /// Makes an empty database on the shared server.
+    pub(crate) async fn make() -> Self {
+        Self::make_on(server().expect("a database server")).await
+    }
+
+    /// Makes an empty database on this server.
+    pub(crate) async fn make_on(server: &str) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::SeqCst);
+        let database = Self {
+            server: server.to_owned(),
+            name: format!("fleethold_test_{}_{number}", std::process::id()),
+        };
+        let mut connection = connect(&format!("{server}/")).await;
+        let name = &database.name;
+        // Left by a dead process with the same number.
+        run(&mut connection, &format!("DROP DATABASE IF EXISTS {name}")).await;
+        run(
+            &mut connection,
+            &format!("CREATE DATABASE {name} CHARACTER SET utf8mb4"),
+        )
+        .await;
+        database
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("{}/{}", self.server, self.name)
+    }
+
+    pub(crate) fn source(&self) -> DataSource {
+        self.url().parse().expect("a URL of a database")
+    }
+
+    /// Connects behind the store's back.
+    pub(crate) async fn connect(&self) -> Conn {
+        connect(&self.url()).await
+    }
+
+    pub(crate) async fn open(
+        &self,
+        options: MysqlOptions,
+        clock: &Arc<ManualClock>,
+        random: &Arc<Random>,
+    ) -> MysqlStore {
+        let clock = Arc::<ManualClock>::clone(clock);
+        MysqlStore::open(&self.source(), options, clock, Arc::clone(random))
+            .await
+            .expect("the database can be opened")
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (server, name) = (self.server.clone(), self.name.clone());
+        apart(move || async move {
+            // A server that was stopped has taken the database with it.
+            if let Ok(opts) = Opts::from_url(&format!("{server}/"))
+                && let Ok(mut connection) = Conn::new(opts).await
+            {
+                let _ = connection.query_drop(format!("DROP DATABASE {name}")).await;
+                let _ = connection.disconnect().await;
+            }
+        });
+    }
+}
+
+pub(crate) async fn connect(url: &str) -> Conn {
+    let opts = mysql_async::OptsBuilder::from_opts(Opts::from_url(url).expect("a URL"));
+    Conn::new(opts.prefer_socket(false))
+        .await
+        .expect("a connection")
+}
+
+pub(crate) async fn run(connection: &mut Conn, sql: &str) {
+    let outcome = connection.query_drop(sql).await;
+    outcome.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+/// Runs something on a thread and a runtime of its own, where it may block.
+pub(crate) fn apart<T, F>(work: impl FnOnce() -> F + Send + 'static) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T>,
+{
+    std::thread::spawn(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(work())
+    })
+    .join()
+    .expect("it does not panic")
+}
+
+/// Options for tests: a dropped call is waited for as long as it takes.
+pub(crate) fn options() -> MysqlOptions {
+    MysqlOptions {
+        connections: 8.try_into().expect("not zero"),
+        takeover: Takeover::No,
+        lock_wait: Duration::from_secs(2),
+        settle: Duration::from_secs(20),
+        ..MysqlOptions::default()
+    }
+}
+
+/// How the suite obtains stores of this kind.
+pub(crate) struct Mysql {
+    pub(crate) name: &'static str,
+    pub(crate) options: MysqlOptions,
+}
+
+impl Mysql {
+    pub(crate) fn at(name: &'static str, isolation: Isolation) -> Self {
+        Self {
+            name,
+            options: MysqlOptions {
+                isolation,
+                ..options()
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Harness for Mysql {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            reopens: true,
+            shares: true,
+            damages: true,
+            // Upstream's column has 31 bits until somebody asks for more.
+            presets_contacts: self.options.takeover == Takeover::Widen,
+            conflicts: true,
+            counts_work: true,
+        }
+    }
+
+    fn unavailable(&self) -> Option<String> {
+        server().err()
+    }
+
+    async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed {
+        let database = Arc::new(Database::make().await);
+        let options = self.options.clone();
+        let store = database.open(options.clone(), &clock, &random).await;
+        let again = {
+            let (database, clock) = (Arc::clone(&database), Arc::clone(&clock));
+            move || {
+                let (database, clock) = (Arc::clone(&database), Arc::clone(&clock));
+                let (options, random) = (options.clone(), Arc::clone(&random));
+                async move {
+                    let store = database.open(options, &clock, &random).await;
+                    Arc::new(store) as Arc<dyn Store>
+                }
+            }
+        };
+        let behind = {
+            let url = database.url();
+            move |sql: String| {
+                let url = url.clone();
+                apart(move || async move { run(&mut connect(&url).await, &sql).await });
+            }
+        };
+        let (locked, counted) = (database.url(), database.url());
+        Bed::new(Arc::new(store), clock)
+            .with_guard(database)
+            .with_reopen(again.clone())
+            .with_second(again)
+            .with_damage({
+                let behind = behind.clone();
+                move |id| behind(format!("{DAMAGE}x'{id}'"))
+            })
+            .with_contact_preset(move |number| {
+                behind(format!("ALTER TABLE client_contacts AUTO_INCREMENT = {}", number + 1));
+            })
+            .with_conflict(move || {
+                let url = locked.clone();
+                apart(move || async move { Conflict::begin(&url).await })
+            })
+            .with_work(move || {
+                let url = counted.clone();
+                apart(move || async move { rows_read(&url).await })
+            })
+    }
+}
+
+const DAMAGE: &str = "\
+UPDATE messages SET annotations = x'ff', validation_info = x'ff' WHERE message_id = ";
+
+/// Another transaction that has locked every message.
+struct Conflict {
+    end: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Conflict {
+    async fn begin(url: &str) -> Self {
+        let (end, ended) = std::sync::mpsc::channel();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let url = url.to_owned();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let mut connection = connect(&url).await;
+                run(&mut connection, "START TRANSACTION").await;
+                for table in ["messages", "pending_messages"] {
+                    let lock = format!("SELECT message_id FROM {table} FOR UPDATE");
+                    run(&mut connection, &lock).await;
+                }
+                begun.send(()).expect("somebody waits");
+                // An error means the same.
+                let _ = ended.recv();
+                run(&mut connection, "ROLLBACK").await;
+                let _ = connection.disconnect().await;
+            });
+        });
+        has_begun.recv().expect("the conflict begins");
+        Self {
+            end: Some(end),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Conflict {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the conflict ends");
+        }
+    }
+}
+
+/// Returns how many rows the server has read from a database's tables.
+pub(crate) async fn rows_read(url: &str) -> u64 {
+    let mut connection = connect(url).await;
+    run(&mut connection, "SET GLOBAL userstat = 1").await;
+    let read: Option<u64> = connection
+        .query_first(
+            "SELECT COALESCE(SUM(rows_read), 0) FROM information_schema.table_statistics \
+             WHERE table_schema = DATABASE()",
+        )
+        .await
+        .expect("statistics");
+    let _ = connection.disconnect().await;
+    read.expect("one row")
+}
