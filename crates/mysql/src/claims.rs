@@ -6,6 +6,7 @@
 //! in a cluster the commit decides.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -57,10 +58,12 @@ impl Shared {
                 .filter(|(_, accepted)| *accepted > 0)
                 .collect()
         };
-        let (mut queues, foreign) = self.due_queues(OPERATION, client).await?;
+        let wanted = accepted.as_ref().map(|accepted| accepted.keys().copied().collect());
+        let probe = Arc::new(Probe { client, wanted });
+        let (mut queues, foreign) = self.due_queues(OPERATION, &probe).await?;
         if foreign {
             self.adopt(OPERATION).await?;
-            (queues, _) = self.due_queues(OPERATION, client).await?;
+            (queues, _) = self.due_queues(OPERATION, &probe).await?;
         }
         let now_micros = epoch_micros(self.context.clock.now());
         let queues = due(queues, now_micros);
@@ -82,23 +85,10 @@ impl Shared {
     async fn due_queues(
         &self,
         operation: &'static str,
-        client: ClientId,
+        probe: &Arc<Probe>,
     ) -> Result<(Vec<(Vec<u8>, i64)>, bool)> {
-        self.read(operation, client, |client, tx| {
-            async move {
-                let [first, last] = rows::queues(*client);
-                let range = [Value::Bytes(&first), Value::Bytes(&last)];
-                let mut batch = Batch::of(DUE_QUEUES, &range);
-                batch.add(ANY_FOREIGN, &[]);
-                let mut replies = tx.only(batch).await?.into_iter();
-                let queues = replies.next().into_iter().flat_map(|reply| reply.rows);
-                let queues = queues
-                    .map(|mut row| Ok((take(&mut row, 0)?, take(&mut row, 1)?)))
-                    .collect::<Worked<_>>()?;
-                let foreign = replies.next().is_some_and(|reply| !reply.rows.is_empty());
-                Ok((queues, foreign))
-            }
-            .boxed()
+        self.read(operation, Arc::clone(probe), |probe, tx| {
+            async move { probe.run(tx).await }.boxed()
         })
         .await
     }
@@ -272,6 +262,56 @@ impl Shared {
             .boxed()
         })
         .await
+    }
+}
+
+/// Looks for what waits for a client.
+struct Probe {
+    client: ClientId,
+    /// The queues of the services that accept anything; `None` means all.
+    wanted: Option<Vec<[u8; 16]>>,
+}
+
+/// So many services are asked for by name; a client that names more, whatever
+/// they are, gets an answer about those that something waits for.
+const MOST_WANTED: usize = 16;
+
+impl Probe {
+    async fn run(&self, tx: &mut Tx) -> Worked<(Vec<(Vec<u8>, i64)>, bool)> {
+        let mut queues = Vec::new();
+        match &self.wanted {
+            Some(wanted) if wanted.len() <= MOST_WANTED => {
+                let mut batch = Batch::of(ANY_FOREIGN, &[]);
+                if !wanted.is_empty() {
+                    let wanted = wanted.iter().map(|queue| [Value::Bytes(queue)]);
+                    let wanted = List::rows(FIRST_OF_QUEUE, " UNION ALL ", wanted);
+                    batch.add(FIRST_OF_QUEUES, &[Value::List(&wanted)]);
+                }
+                let mut replies = tx.only(batch).await?.into_iter();
+                let foreign = replies.next().is_some_and(|reply| !reply.rows.is_empty());
+                for mut row in replies.flat_map(|reply| reply.rows) {
+                    queues.push((take(&mut row, 0)?, take(&mut row, 1)?));
+                }
+                Ok((queues, foreign))
+            }
+            _ => {
+                let [_, last] = rows::queues(self.client);
+                let mut after = self.client.as_bytes().to_vec();
+                loop {
+                    let values = [Value::Bytes(&after), Value::Bytes(&last)];
+                    let mut batch = Batch::of(NEXT_QUEUE, &values);
+                    batch.add(ANY_FOREIGN, &[]);
+                    let replies = tx.only(batch).await?;
+                    let foreign = replies.get(1).is_some_and(|reply| !reply.rows.is_empty());
+                    let mut next = replies.into_iter().next().map_or(Vec::new(), |reply| reply.rows);
+                    let Some(row) = next.first_mut() else {
+                        return Ok((queues, foreign));
+                    };
+                    after = take(row, 0)?;
+                    queues.push((after.clone(), take(row, 1)?));
+                }
+            }
+        }
     }
 }
 
@@ -460,13 +500,23 @@ async fn adopt(tx: &mut Tx) -> Worked<usize> {
     Ok(usize::try_from(adopted).unwrap_or(usize::MAX))
 }
 
-// The index is read from queue to queue, not from message to message.
-const DUE_QUEUES: &str = "\
+const FIRST_OF_QUEUES: &str = "\
 -- due_queues
-SELECT fleethold_queue, MIN(scheduled_time) FROM pending_messages
-FORCE INDEX FOR GROUP BY (fleethold_queue)
-WHERE fleethold_queue BETWEEN ? AND ?
-GROUP BY fleethold_queue";
+?";
+
+const FIRST_OF_QUEUE: &str = "\
+(
+    SELECT fleethold_queue, scheduled_time FROM pending_messages FORCE INDEX (fleethold_queue)
+    WHERE fleethold_queue = ? ORDER BY scheduled_time, message_id LIMIT 1
+)";
+
+// From queue to queue, because the server decides by its statistics whether it
+// reads a whole queue to find the next: a backlog must not be walked.
+const NEXT_QUEUE: &str = "\
+-- next_queue
+SELECT fleethold_queue, scheduled_time FROM pending_messages FORCE INDEX (fleethold_queue)
+WHERE fleethold_queue > ? AND fleethold_queue <= ?
+ORDER BY fleethold_queue, scheduled_time, message_id LIMIT 1";
 
 const ANY_DUE: &str = "\
 -- any_due_for_server

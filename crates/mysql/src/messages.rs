@@ -274,6 +274,8 @@ pub(crate) fn check_fits(operation: &'static str, bytes: usize, context: &Contex
 pub(crate) struct New {
     records: Vec<MessageRecord>,
     due_micros: Vec<i64>,
+    /// Known messages stay as they are, whatever result comes.
+    only_new: bool,
 }
 
 impl New {
@@ -304,6 +306,7 @@ impl New {
         Self {
             records,
             due_micros,
+            only_new: false,
         }
     }
 
@@ -312,6 +315,7 @@ impl New {
         Self {
             records: vec![record],
             due_micros: vec![due_micros],
+            only_new: true,
         }
     }
 
@@ -330,7 +334,12 @@ impl New {
         };
         for slice in slices(&self.records, bytes) {
             let rows = List::rows(MESSAGE_ROW, ", ", slice.iter().map(message_row));
-            batch.add(INSERT_MESSAGES, &[Value::List(&rows)]);
+            let insert = if self.only_new {
+                INSERT_NEW_MESSAGES
+            } else {
+                INSERT_MESSAGES
+            };
+            batch.add(insert, &[Value::List(&rows)]);
         }
         let long: Vec<_> = self
             .records
@@ -377,6 +386,7 @@ impl New {
             self.records
                 .iter()
                 .filter(|record| record.result.is_some() == has_result)
+                .filter(|record| !(self.only_new && record.result.is_some()))
                 .map(|record| record.id)
                 .collect()
         };
@@ -453,6 +463,17 @@ ON DUPLICATE KEY UPDATE
         AND (VALUES(failed) IS NULL OR processed_time_seconds IS NULL),
         VALUES(processed_time_seconds), processed_time_seconds
     )";
+
+const INSERT_NEW_MESSAGES: &str = "\
+-- save_broadcast_message (message)
+INSERT INTO messages (
+    message_id, source_client_id, source_service_name, source_message_id,
+    destination_client_id, destination_service_name, message_type,
+    creation_time_seconds, creation_time_nanos, processed_time_seconds, processed_time_nanos,
+    validation_info, failed, failed_reason, annotations
+)
+VALUES ?
+ON DUPLICATE KEY UPDATE message_id = messages.message_id";
 
 const INSERT_SOURCE_IDS: &str = "\
 -- store_messages (source ids)

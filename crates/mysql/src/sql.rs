@@ -259,10 +259,6 @@ impl Batch {
         }
         self.packets
     }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.packets.is_empty()
-    }
 }
 
 /// Cuts rows into slices for one statement each; a row with more bytes than a

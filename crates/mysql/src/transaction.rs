@@ -276,9 +276,9 @@ impl Tx {
         self.send(batch, true).await
     }
 
-    /// Runs one statement that is a transaction by itself.
+    /// Runs statements each of which is a transaction by itself.
     pub(crate) async fn only(&mut self, batch: Batch) -> Worked<Vec<Reply>> {
-        debug_assert_eq!(self.state, State::Fresh, "nothing was sent before");
+        debug_assert_ne!(self.state, State::Begun, "no transaction is open");
         self.state = State::Committing;
         let replies = self.send_packets(batch.framed(&[], &[])).await?;
         self.state = State::Ended;
@@ -331,9 +331,10 @@ impl Tx {
         Ok(())
     }
 
-    /// Ends a transaction that its work has left open because there is nothing to commit.
+    /// Ends a transaction that its work has left open because there is nothing
+    /// to commit, or because a statement before the commit was refused.
     async fn end(&mut self) -> Worked<()> {
-        if matches!(self.state, State::Begun) {
+        if matches!(self.state, State::Begun | State::Committing) {
             self.roll_back().await;
         }
         Ok(())
