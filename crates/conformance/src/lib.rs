@@ -109,7 +109,7 @@ use tokio::task::JoinError;
 use tokio::time::timeout;
 
 pub use bed::{Bed, Capabilities, Harness};
-pub use model::run_model;
+pub use model::{run_model, run_model_of};
 
 /// Runs all cases for one kind of store, as the command line says; for `main`.
 pub fn run(harness: impl Harness) -> ExitCode {

@@ -54,14 +54,20 @@ const HISTORY_LIMIT: Duration = Duration::from_secs(60);
 /// ask for another number and another first seed. A history that differs is
 /// shortened before it is reported, with its seed.
 pub fn run_model(harness: impl Harness) -> ExitCode {
-    let arguments = Arguments::from_args();
-    let harness = Arc::new(harness) as Arc<dyn Harness>;
-    libtest_mimic::run(&arguments, trials(&harness)).exit_code()
+    run_model_of(harness, HISTORIES)
 }
 
-fn trials(harness: &Arc<dyn Harness>) -> Vec<Trial> {
+/// As [`run_model`], with so many histories unless the environment asks for
+/// another number: for stores whose every step crosses a network.
+pub fn run_model_of(harness: impl Harness, histories: u64) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let harness = Arc::new(harness) as Arc<dyn Harness>;
+    libtest_mimic::run(&arguments, trials(&harness, histories)).exit_code()
+}
+
+fn trials(harness: &Arc<dyn Harness>, histories: u64) -> Vec<Trial> {
     let first = number_from("FLEETHOLD_MODEL_SEED").unwrap_or(1);
-    let count = number_from("FLEETHOLD_MODEL_HISTORIES").unwrap_or(HISTORIES);
+    let count = number_from("FLEETHOLD_MODEL_HISTORIES").unwrap_or(histories);
     let (problem, ignored) = availability(&**harness);
     let trial = |name: &str, compare: Compare| {
         let harness = Arc::clone(harness);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use fleethold_proto::fleetspeak::server::Broadcast;
 use fleethold_proto::fleetspeak::{Label, Message};
 use fleethold_proto::{Any, Timestamp};
-use fleethold_store::clock::{epoch_micros, timestamp, timestamp_epoch_nanos};
+use fleethold_store::clock::{timestamp, timestamp_epoch_nanos};
 use fleethold_store::record::{BroadcastRecord, MessageRecord};
 use fleethold_store::{
     ALLOCATION_GRACE, AllocationId, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED,
@@ -19,14 +19,15 @@ use futures::FutureExt;
 use mysql_async::Row;
 
 use crate::MysqlStore;
-use crate::clients::{CLIENT_EXISTS, no_client, sort};
+use crate::clients::sort;
 use crate::counters::{
-    self, Allocation, COUNT_IN_ALLOCATION, Counters, INSERT_ALLOCATION, LOCK_ABANDONED,
-    LOCK_ALLOCATION, LOCK_COUNTERS, RESERVE, SET_LIMITS, SHARE_COUNTERS, disable, unknown,
+    self, Allocation, Counters, INSERT_ALLOCATION, LOCK_ABANDONED, LOCK_ALLOCATION, LOCK_COUNTERS,
+    RESERVE, SET_LIMITS, disable, unknown,
 };
 use crate::error::{Worked, code};
-use crate::messages::{New, check_fits};
+use crate::messages::check_fits;
 use crate::rows::{take, take_id};
+use crate::saves::Save;
 use crate::sql::{Batch, List, Value};
 use crate::transaction::{Replay, Tx};
 
@@ -120,7 +121,9 @@ impl BroadcastStore for MysqlStore {
             .shared
             .read("list_active_broadcasts", now, |now, tx| {
                 async move {
-                    let replies = tx.commit(active_of(LIST_ACTIVE, LIST_LABELS, *now, &[])).await?;
+                    let replies = tx
+                        .commit(active_of(LIST_ACTIVE, LIST_LABELS, *now, &[]))
+                        .await?;
                     active(replies)
                 }
                 .boxed()
@@ -159,8 +162,7 @@ impl BroadcastStore for MysqlStore {
                     batch.add(COUNT_SENT, &[id]);
                     batch.add(COUNT_RESULTS, &[id]);
                     let replies = tx.commit(batch).await?;
-                    let mut rows: Vec<_> =
-                        replies.into_iter().map(|reply| reply.rows).collect();
+                    let mut rows: Vec<_> = replies.into_iter().map(|reply| reply.rows).collect();
                     let (Some(mut results), Some(mut sent)) = (rows.pop(), rows.pop()) else {
                         return Ok(None);
                     };
@@ -225,12 +227,17 @@ impl BroadcastStore for MysqlStore {
         };
         let arguments = (broadcast, allocation, final_sent);
         self.shared
-            .write(OPERATION, replay, arguments, |(broadcast, allocation, final_sent), tx| {
-                async move {
+            .write(
+                OPERATION,
+                replay,
+                arguments,
+                |(broadcast, allocation, final_sent), tx| {
+                    async move {
                     clean_up(tx, OPERATION, *broadcast, *allocation, *final_sent).await
                 }
                 .boxed()
-            })
+                },
+            )
             .await
     }
 }
@@ -270,110 +277,6 @@ async fn clean_up(
     }
     tx.commit(batch).await?;
     Ok(())
-}
-
-/// A message of a broadcast to save.
-struct Save {
-    message: MessageRecord,
-    broadcast: BroadcastId,
-    client: ClientId,
-    allocation: Option<AllocationId>,
-}
-
-impl Save {
-    async fn run(&self, tx: &mut Tx, operation: &'static str) -> Worked<()> {
-        let broadcast = Value::Bytes(self.broadcast.as_bytes());
-        let client = Value::Bytes(self.client.as_bytes());
-        let mut batch = Batch::of(SHARE_COUNTERS, &[broadcast]);
-        batch.add(CLIENT_EXISTS, &[client]);
-        batch.add(HAS_BROADCAST, &[client, broadcast]);
-        if let Some(allocation) = &self.allocation {
-            batch.add(
-                LOCK_ALLOCATION,
-                &[broadcast, Value::Bytes(allocation.as_bytes())],
-            );
-        }
-        let mut replies = tx.run(batch).await?.into_iter().map(|reply| reply.rows);
-        let mut next = || replies.next().unwrap_or_default();
-        let (counters, clients, sent) = (next(), next(), next());
-        let allocation = next();
-        if tx.replayed() && self.was_saved(&sent)? {
-            return Ok(());
-        }
-        self.check(operation, tx, Counters::found(counters)?, allocation)?;
-        if clients.is_empty() {
-            let detail = format!("client {} does not exist", self.client);
-            return Err(Error::not_found(operation, detail).into());
-        }
-        if !sent.is_empty() {
-            return Err(self.has_it(operation).into());
-        }
-        let due_micros = epoch_micros(tx.context.clock.client_retry_time());
-        let message = Value::Bytes(self.message.id.as_bytes());
-        let mut batch = Batch::default();
-        if let Some(allocation) = &self.allocation {
-            let key = [broadcast, Value::Bytes(allocation.as_bytes())];
-            batch.add(COUNT_IN_ALLOCATION, &key);
-        }
-        New::due_at(self.message.clone(), due_micros).store(&mut batch);
-        batch.add(INSERT_SENT, &[broadcast, client]);
-        batch.add(INSERT_CARRIER, &[broadcast, client, message]);
-        match tx.commit(batch).await {
-            Ok(_) => Ok(()),
-            Err(failure) if failure.is_server(code::DUPLICATE_KEY) => {
-                Err(self.has_it(operation).into())
-            }
-            Err(failure) => Err(no_client(failure, operation, self.client)),
-        }
-    }
-
-    /// Whether an earlier attempt has saved this very message.
-    fn was_saved(&self, sent: &[Row]) -> Worked<bool> {
-        match sent {
-            [row] => {
-                let carrier: Option<Vec<u8>> = take(&mut row.clone(), 0)?;
-                Ok(carrier.as_deref() == Some(self.message.id.as_bytes()))
-            }
-            _ => Ok(false),
-        }
-    }
-
-    fn check(
-        &self,
-        operation: &'static str,
-        tx: &Tx,
-        counters: Option<Counters>,
-        allocation: Vec<Row>,
-    ) -> Worked<()> {
-        let disabled = || {
-            let broadcast = self.broadcast;
-            let detail = format!("broadcast {broadcast} or the allocation is gone or disabled");
-            Error::new(ErrorKind::BroadcastDisabled, operation, detail)
-        };
-        let now = timestamp(tx.context.clock.now());
-        let counters = counters.ok_or_else(disabled)?;
-        if counters.is_expired(now) {
-            return Err(disabled().into());
-        }
-        if self.allocation.is_none() {
-            if counters.limit == BROADCAST_DISABLED {
-                return Err(disabled().into());
-            }
-            return Ok(());
-        }
-        let found = Allocation::all(allocation)?;
-        let allocation = found.first().ok_or_else(disabled)?;
-        allocation.check(operation, now)?;
-        Ok(())
-    }
-
-    fn has_it(&self, operation: &'static str) -> Error {
-        let detail = format!(
-            "client {} has broadcast {} already",
-            self.client, self.broadcast
-        );
-        Error::new(ErrorKind::AlreadyExists, operation, detail)
-    }
 }
 
 /// A part of a limit to reserve.
@@ -551,12 +454,7 @@ async fn create(tx: &mut Tx, operation: &'static str, record: &BroadcastRecord) 
 }
 
 /// Makes the batch that lists active broadcasts and then their labels.
-fn active_of(
-    list: &'static str,
-    labels: &'static str,
-    now: Timestamp,
-    key: &[Value<'_>],
-) -> Batch {
+fn active_of(list: &'static str, labels: &'static str, now: Timestamp, key: &[Value<'_>]) -> Batch {
     let now = [
         Value::Int(now.seconds),
         Value::Int(now.seconds),
@@ -698,23 +596,6 @@ AND (
     OR (expiration_time_seconds = ? AND expiration_time_nanos > ?)
 )
 AND group_name = ?";
-
-const HAS_BROADCAST: &str = "\
--- save_broadcast_message (check)
-SELECT message_id FROM broadcast_sent
-LEFT JOIN fleethold_broadcast_messages
-    ON fleethold_broadcast_messages.broadcast_id = broadcast_sent.broadcast_id
-    AND fleethold_broadcast_messages.client_id = broadcast_sent.client_id
-WHERE broadcast_sent.client_id = ? AND broadcast_sent.broadcast_id = ?";
-
-const INSERT_SENT: &str = "\
--- save_broadcast_message (sent)
-INSERT INTO broadcast_sent (broadcast_id, client_id) VALUES (?, ?)";
-
-const INSERT_CARRIER: &str = "\
--- save_broadcast_message
-INSERT INTO fleethold_broadcast_messages (broadcast_id, client_id, message_id) VALUES (?, ?, ?)
-ON DUPLICATE KEY UPDATE message_id = VALUES(message_id)";
 
 const LIST_SENT: &str = "\
 -- list_sent_broadcasts

@@ -19,6 +19,7 @@ use fleethold_store::{
 };
 use futures::FutureExt;
 
+use crate::adoption::adopt;
 use crate::error::{Failure, Worked};
 use crate::messages::{READ_WITH_DATA, set_results};
 use crate::rows::{self, SERVER_QUEUE, queue, take, take_id};
@@ -58,7 +59,9 @@ impl Shared {
                 .filter(|(_, accepted)| *accepted > 0)
                 .collect()
         };
-        let wanted = accepted.as_ref().map(|accepted| accepted.keys().copied().collect());
+        let wanted = accepted
+            .as_ref()
+            .map(|accepted| accepted.keys().copied().collect());
         let probe = Arc::new(Probe { client, wanted });
         let (mut queues, foreign) = self.due_queues(OPERATION, &probe).await?;
         if foreign {
@@ -303,7 +306,10 @@ impl Probe {
                     batch.add(ANY_FOREIGN, &[]);
                     let replies = tx.only(batch).await?;
                     let foreign = replies.get(1).is_some_and(|reply| !reply.rows.is_empty());
-                    let mut next = replies.into_iter().next().map_or(Vec::new(), |reply| reply.rows);
+                    let mut next = replies
+                        .into_iter()
+                        .next()
+                        .map_or(Vec::new(), |reply| reply.rows);
                     let Some(row) = next.first_mut() else {
                         return Ok((queues, foreign));
                     };
@@ -367,8 +373,15 @@ impl Claim {
         }
         let mut found = HashMap::with_capacity(due.len());
         let mut damaged = Vec::new();
-        for mut row in tx.commit(batch).await?.into_iter().flat_map(|reply| reply.rows) {
-            let Some(id) = rows::id(&row, 0) else { continue };
+        for mut row in tx
+            .commit(batch)
+            .await?
+            .into_iter()
+            .flat_map(|reply| reply.rows)
+        {
+            let Some(id) = rows::id(&row, 0) else {
+                continue;
+            };
             match rows::message(&mut row) {
                 Ok(record) => {
                     found.insert(id, record.into_message());
@@ -401,7 +414,12 @@ impl Claim {
             );
         }
         let mut due = Vec::new();
-        for mut row in tx.run(batch).await?.into_iter().flat_map(|reply| reply.rows) {
+        for mut row in tx
+            .run(batch)
+            .await?
+            .into_iter()
+            .flat_map(|reply| reply.rows)
+        {
             due.push(Due {
                 message: take_id(&mut row, 0)?,
                 due_micros: take(&mut row, 1)?,
@@ -457,47 +475,6 @@ impl Claim {
             })
             .collect()
     }
-}
-
-async fn adopt(tx: &mut Tx) -> Worked<usize> {
-    let sql = match tx.context.facts.lock {
-        LockClause::SkipLocked => LOCK_FOREIGN,
-        LockClause::Wait => LOCK_FOREIGN_AND_WAIT,
-    };
-    let most = Value::Unsigned(u64::try_from(MOST_ROWS).unwrap_or(u64::MAX));
-    let mut foreign: Vec<MessageId> = Vec::new();
-    for mut row in tx.run(Batch::of(sql, &[most])).await?.into_iter().flat_map(|reply| reply.rows) {
-        foreign.push(take_id(&mut row, 0)?);
-    }
-    if foreign.is_empty() {
-        return Ok(0);
-    }
-    let ids = List::ids(&foreign);
-    let batch = Batch::of(READ_DESTINATIONS, &[Value::List(&ids)]);
-    let mut queues = Vec::with_capacity(foreign.len());
-    for mut row in tx.run(batch).await?.into_iter().flat_map(|reply| reply.rows) {
-        let message: MessageId = take_id(&mut row, 0)?;
-        let client: Option<Vec<u8>> = take(&mut row, 1)?;
-        let service: String = take(&mut row, 2)?;
-        let client = client.and_then(|client| ClientId::try_from(&client[..]).ok());
-        let queue = client.map_or(SERVER_QUEUE.to_vec(), |client| queue(client, &service).to_vec());
-        queues.push((message, queue, client.is_none()));
-    }
-    let rows = queues.iter().map(|(message, queue, for_server)| {
-        [
-            Value::Bytes(message.as_bytes()),
-            Value::Bytes(queue),
-            Value::Int((*for_server).into()),
-        ]
-    });
-    let table = List::table(
-        "SELECT ? AS id, ? AS queue, ? AS for_server",
-        "SELECT ?, ?, ?",
-        rows,
-    );
-    let replies = tx.commit(Batch::of(ADOPT, &[Value::List(&table)])).await?;
-    let adopted = replies.iter().map(|reply| reply.affected).sum::<u64>();
-    Ok(usize::try_from(adopted).unwrap_or(usize::MAX))
 }
 
 const FIRST_OF_QUEUES: &str = "\
@@ -565,26 +542,3 @@ SELECT COUNT(*), MIN(scheduled_time) FROM (
     WHERE fleethold_queue = ? AND scheduled_time <= ?
     ORDER BY scheduled_time LIMIT ?
 ) AS overdue";
-
-const LOCK_FOREIGN: &str = "\
--- adopt (lock)
-SELECT message_id FROM pending_messages WHERE fleethold_queue IS NULL
-ORDER BY fleethold_queue, scheduled_time, message_id LIMIT ?
-FOR UPDATE SKIP LOCKED";
-
-const LOCK_FOREIGN_AND_WAIT: &str = "\
--- adopt (lock and wait)
-SELECT message_id FROM pending_messages WHERE fleethold_queue IS NULL
-ORDER BY fleethold_queue, scheduled_time, message_id LIMIT ?
-FOR UPDATE";
-
-const READ_DESTINATIONS: &str = "\
--- adopt (destinations)
-SELECT message_id, destination_client_id, destination_service_name
-FROM messages WHERE message_id IN (?)";
-
-const ADOPT: &str = "\
--- adopt
-UPDATE (?) AS given STRAIGHT_JOIN pending_messages
-    ON pending_messages.for_server = given.for_server AND pending_messages.message_id = given.id
-SET pending_messages.fleethold_queue = given.queue";

@@ -20,7 +20,8 @@ use mysql_async::Row;
 use crate::MysqlStore;
 use crate::contacts::{self, Place};
 use crate::error::{Failure, Worked, code};
-use crate::messages::{New, parse};
+use crate::incoming::New;
+use crate::messages::parse;
 use crate::rows::{take, take_id};
 use crate::sql::{Batch, List, MOST_ROWS, Value, slices};
 use crate::transaction::{Replay, Tx};
@@ -94,22 +95,27 @@ impl ClientStore for MysqlStore {
             ..data.clone()
         };
         self.shared
-            .write(OPERATION, Replay::Safe, (id, data, now_nanos), |(id, data, now_nanos), tx| {
-                async move {
-                    let added = add(tx, *id, data, *now_nanos).await;
-                    match added {
-                        Err(failure) if failure.is_server(code::DUPLICATE_KEY) => {
-                            if tx.replayed() && has_key(tx, *id, &data.key).await? {
-                                return Ok(());
+            .write(
+                OPERATION,
+                Replay::Safe,
+                (id, data, now_nanos),
+                |(id, data, now_nanos), tx| {
+                    async move {
+                        let added = add(tx, *id, data, *now_nanos).await;
+                        match added {
+                            Err(failure) if failure.is_server(code::DUPLICATE_KEY) => {
+                                if tx.replayed() && has_key(tx, *id, &data.key).await? {
+                                    return Ok(());
+                                }
+                                let detail = format!("client {id} exists");
+                                Err(Error::new(ErrorKind::AlreadyExists, OPERATION, detail).into())
                             }
-                            let detail = format!("client {id} exists");
-                            Err(Error::new(ErrorKind::AlreadyExists, OPERATION, detail).into())
+                            added => added,
                         }
-                        added => added,
                     }
-                }
-                .boxed()
-            })
+                    .boxed()
+                },
+            )
             .await
     }
 
@@ -132,21 +138,26 @@ impl ClientStore for MysqlStore {
 
     async fn remove_client_label(&self, id: ClientId, label: &Label) -> Result<()> {
         self.shared
-            .write("remove_client_label", Replay::Safe, (id, label.clone()), |(id, label), tx| {
-                async move {
-                    let (service, label) = (label.service_name.as_str(), label.label.as_str());
-                    let values = [
-                        Value::Bytes(id.as_bytes()),
-                        Value::Text(service),
-                        Value::Text(label),
-                        Value::Bytes(service.as_bytes()),
-                        Value::Bytes(label.as_bytes()),
-                    ];
-                    tx.only(Batch::of(REMOVE_LABEL, &values)).await?;
-                    Ok(())
-                }
-                .boxed()
-            })
+            .write(
+                "remove_client_label",
+                Replay::Safe,
+                (id, label.clone()),
+                |(id, label), tx| {
+                    async move {
+                        let (service, label) = (label.service_name.as_str(), label.label.as_str());
+                        let values = [
+                            Value::Bytes(id.as_bytes()),
+                            Value::Text(service),
+                            Value::Text(label),
+                            Value::Bytes(service.as_bytes()),
+                            Value::Bytes(label.as_bytes()),
+                        ];
+                        tx.only(Batch::of(REMOVE_LABEL, &values)).await?;
+                        Ok(())
+                    }
+                    .boxed()
+                },
+            )
             .await
     }
 
@@ -221,20 +232,24 @@ impl ClientStore for MysqlStore {
         let mut ids = ids.to_vec();
         ids.sort_unstable();
         self.shared
-            .write(OPERATION, Replay::Safe, (number, ids), |(number, ids), tx| {
-                async move {
-                    let mut batch =
-                        Batch::of(contacts::CONTACT_EXISTS, &[Value::Int(*number)]);
-                    contacts::link(&mut batch, *number, ids);
-                    let replies = tx.commit(batch).await?;
-                    if replies.iter().all(|reply| reply.rows.is_empty()) {
-                        let detail = format!("contact {number:x} does not exist");
-                        return Err(Error::not_found(OPERATION, detail).into());
+            .write(
+                OPERATION,
+                Replay::Safe,
+                (number, ids),
+                |(number, ids), tx| {
+                    async move {
+                        let mut batch = Batch::of(contacts::CONTACT_EXISTS, &[Value::Int(*number)]);
+                        contacts::link(&mut batch, *number, ids);
+                        let replies = tx.commit(batch).await?;
+                        if replies.iter().all(|reply| reply.rows.is_empty()) {
+                            let detail = format!("contact {number:x} does not exist");
+                            return Err(Error::not_found(OPERATION, detail).into());
+                        }
+                        Ok(())
                     }
-                    Ok(())
-                }
-                .boxed()
-            })
+                    .boxed()
+                },
+            )
             .await
     }
 
@@ -331,9 +346,13 @@ async fn store_contact(
         }
         Err(failure) if failure.is_server(code::NO_PARENT_ROW) => Ok(None),
         Err(failure)
-            if [code::OUT_OF_RANGE, code::NO_MORE_NUMBERS, code::NUMBER_TOO_LARGE]
-                .iter()
-                .any(|code| failure.is_server(*code)) =>
+            if [
+                code::OUT_OF_RANGE,
+                code::NO_MORE_NUMBERS,
+                code::NUMBER_TOO_LARGE,
+            ]
+            .iter()
+            .any(|code| failure.is_server(*code)) =>
         {
             tracing::error!(
                 "client_contacts has no number left, so contacts are not recorded; \

@@ -128,7 +128,12 @@ pub(crate) type Place = (i64, i64);
 pub(crate) async fn places(tx: &mut Tx, client: ClientId) -> Worked<Vec<Place>> {
     let batch = Batch::of(PLACES, &[Value::Bytes(client.as_bytes())]);
     let mut places = Vec::new();
-    for mut row in tx.only(batch).await?.into_iter().flat_map(|reply| reply.rows) {
+    for mut row in tx
+        .only(batch)
+        .await?
+        .into_iter()
+        .flat_map(|reply| reply.rows)
+    {
         places.push((take(&mut row, 0)?, take(&mut row, 1)?));
     }
     places.sort_unstable();
@@ -144,7 +149,12 @@ pub(crate) async fn read(tx: &mut Tx, places: &[Place]) -> Worked<Vec<ClientCont
     let numbers = List::rows("?", ", ", numbers);
     let batch = Batch::of(READ_CONTACTS, &[Value::List(&numbers)]);
     let mut found = Vec::with_capacity(places.len());
-    for mut row in tx.only(batch).await?.into_iter().flat_map(|reply| reply.rows) {
+    for mut row in tx
+        .only(batch)
+        .await?
+        .into_iter()
+        .flat_map(|reply| reply.rows)
+    {
         let nonce = |bytes: Option<Vec<u8>>| {
             let bytes = bytes.and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
             bytes.map(u64::from_le_bytes).unwrap_or_default()

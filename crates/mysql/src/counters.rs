@@ -80,9 +80,7 @@ impl Allocation {
 
     /// Reads the reply to one of the statements that lock allocations.
     pub(crate) fn all(rows: Vec<Row>) -> Worked<Vec<Self>> {
-        rows.into_iter()
-            .map(|mut row| Self::of(&mut row))
-            .collect()
+        rows.into_iter().map(|mut row| Self::of(&mut row)).collect()
     }
 
     pub(crate) fn check(&self, operation: &'static str, now: Timestamp) -> Result<(), Error> {
@@ -106,7 +104,10 @@ pub(crate) fn unknown(operation: &'static str, id: BroadcastId) -> Error {
 /// Returns a time as upstream stores it in two columns.
 pub(crate) fn parts(time: std::time::SystemTime) -> (i64, i64) {
     let nanos = epoch_nanos(time);
-    (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000))
+    (
+        nanos.div_euclid(1_000_000_000),
+        nanos.rem_euclid(1_000_000_000),
+    )
 }
 
 /// Adds the statements that end allocations: what they sent is counted, what

@@ -140,15 +140,17 @@ impl DataSource {
                 .with_root_certs(roots)
                 .with_client_identity(None::<ClientIdentity>)
         };
-        Opts::from(builder.ssl_opts(match tls {
-            Tls::No => None,
-            Tls::Preferred | Tls::Unverified => Some(
-                SslOpts::default()
-                    .with_danger_accept_invalid_certs(true)
-                    .with_danger_skip_domain_validation(true),
-            ),
-            Tls::Verified => Some(verified()),
-        }))
+        Opts::from(
+            builder.ssl_opts(match tls {
+                Tls::No => None,
+                Tls::Preferred | Tls::Unverified => Some(
+                    SslOpts::default()
+                        .with_danger_accept_invalid_certs(true)
+                        .with_danger_skip_domain_validation(true),
+                ),
+                Tls::Verified => Some(verified()),
+            }),
+        )
     }
 
     fn new(user: String, password: Option<String>, address: Address, database: String) -> Self {
@@ -171,7 +173,9 @@ impl DataSource {
             .split_once('/')
             .ok_or("it names no database; write mysql://USER:PASSWORD@HOST/DATABASE")?;
         let (account, host) = place.rsplit_once('@').unwrap_or(("", place));
-        let (user, password) = account.split_once(':').map_or((account, None), |(user, word)| (user, Some(word)));
+        let (user, password) = account
+            .split_once(':')
+            .map_or((account, None), |(user, word)| (user, Some(word)));
         let decoded = |text: &str, what: &str| {
             percent_decode_str(text)
                 .decode_utf8()
@@ -207,7 +211,9 @@ impl DataSource {
             .map_err(|_| "its database is no text".to_owned())?
             .into_owned();
         let (account, network) = place.rsplit_once('@').unwrap_or(("", place));
-        let (user, password) = account.split_once(':').map_or((account, None), |(user, word)| (user, Some(word)));
+        let (user, password) = account
+            .split_once(':')
+            .map_or((account, None), |(user, word)| (user, Some(word)));
         let (protocol, address) = match network.split_once('(') {
             Some((protocol, address)) => (
                 protocol,
@@ -360,7 +366,9 @@ mod tests {
     use super::*;
 
     fn parsed(name: &str) -> (String, Option<String>, String, Tls) {
-        let source: DataSource = name.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let source: DataSource = name
+            .parse()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let place = source.place();
         (source.user, source.password, place, source.tls)
     }
@@ -374,15 +382,63 @@ mod tests {
             ("u@/f", "u", None, "127.0.0.1:3306/f", Tls::No),
             ("/f", "", None, "127.0.0.1:3306/f", Tls::No),
             ("u:p@(db)/f", "u", Some("p"), "db:3306/f", Tls::No),
-            ("u:p@unix(/run/my.sock)/f", "u", Some("p"), "/run/my.sock/f", Tls::No),
+            (
+                "u:p@unix(/run/my.sock)/f",
+                "u",
+                Some("p"),
+                "/run/my.sock/f",
+                Tls::No,
+            ),
             ("u:p@unix/f", "u", Some("p"), "/tmp/mysql.sock/f", Tls::No),
-            ("u:p@tcp([::1]:3306)/f", "u", Some("p"), "::1:3306/f", Tls::No),
-            ("u:a:b@c/d?e@tcp(db)/f", "u", Some("a:b@c/d?e"), "db:3306/f", Tls::No),
-            ("u:p@tcp(db)/f?tls=true&parseTime=true", "u", Some("p"), "db:3306/f", Tls::Verified),
-            ("u:p@tcp(db)/f?tls=skip-verify", "u", Some("p"), "db:3306/f", Tls::Unverified),
-            ("u:p@tcp(db)/f?tls=preferred&loc=Europe%2FBerlin", "u", Some("p"), "db:3306/f", Tls::Preferred),
-            ("u:p@tcp(db)/f?tls-ca=/etc/ca.pem", "u", Some("p"), "db:3306/f", Tls::Verified),
-            ("u:p@tcp(db)/f%2Fg?charset=utf8mb4", "u", Some("p"), "db:3306/f/g", Tls::No),
+            (
+                "u:p@tcp([::1]:3306)/f",
+                "u",
+                Some("p"),
+                "::1:3306/f",
+                Tls::No,
+            ),
+            (
+                "u:a:b@c/d?e@tcp(db)/f",
+                "u",
+                Some("a:b@c/d?e"),
+                "db:3306/f",
+                Tls::No,
+            ),
+            (
+                "u:p@tcp(db)/f?tls=true&parseTime=true",
+                "u",
+                Some("p"),
+                "db:3306/f",
+                Tls::Verified,
+            ),
+            (
+                "u:p@tcp(db)/f?tls=skip-verify",
+                "u",
+                Some("p"),
+                "db:3306/f",
+                Tls::Unverified,
+            ),
+            (
+                "u:p@tcp(db)/f?tls=preferred&loc=Europe%2FBerlin",
+                "u",
+                Some("p"),
+                "db:3306/f",
+                Tls::Preferred,
+            ),
+            (
+                "u:p@tcp(db)/f?tls-ca=/etc/ca.pem",
+                "u",
+                Some("p"),
+                "db:3306/f",
+                Tls::Verified,
+            ),
+            (
+                "u:p@tcp(db)/f%2Fg?charset=utf8mb4",
+                "u",
+                Some("p"),
+                "db:3306/f/g",
+                Tls::No,
+            ),
         ] {
             let expected = (user.into(), password.map(Into::into), place.into(), tls);
             assert_eq!(parsed(name), expected, "{name}");
@@ -392,11 +448,35 @@ mod tests {
     #[test]
     fn urls_are_read() {
         for (name, user, password, place, tls) in [
-            ("mysql://u:p@db:3307/f", "u", Some("p"), "db:3307/f", Tls::No),
-            ("mariadb://u:p%40%2F@db/f", "u", Some("p@/"), "db:3306/f", Tls::No),
+            (
+                "mysql://u:p@db:3307/f",
+                "u",
+                Some("p"),
+                "db:3307/f",
+                Tls::No,
+            ),
+            (
+                "mariadb://u:p%40%2F@db/f",
+                "u",
+                Some("p@/"),
+                "db:3306/f",
+                Tls::No,
+            ),
             ("mysql://db/f", "", None, "db:3306/f", Tls::No),
-            ("mysql://u@[::1]/f?tls-ca=/etc/ca.pem", "u", None, "::1:3306/f", Tls::Verified),
-            ("mysql://u@db/f?ssl-mode=required", "u", None, "db:3306/f", Tls::Unverified),
+            (
+                "mysql://u@[::1]/f?tls-ca=/etc/ca.pem",
+                "u",
+                None,
+                "::1:3306/f",
+                Tls::Verified,
+            ),
+            (
+                "mysql://u@db/f?ssl-mode=required",
+                "u",
+                None,
+                "db:3306/f",
+                Tls::Unverified,
+            ),
         ] {
             let expected = (user.into(), password.map(Into::into), place.into(), tls);
             assert_eq!(parsed(name), expected, "{name}");

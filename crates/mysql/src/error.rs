@@ -134,9 +134,9 @@ impl Source {
             mysql_async::Error::Driver(mysql_async::DriverError::PacketTooLarge) => {
                 "a packet is too large".to_owned()
             }
-            mysql_async::Error::Driver(
-                mysql_async::DriverError::NoClientSslFlagFromServer,
-            ) => "the server offers no TLS".to_owned(),
+            mysql_async::Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer) => {
+                "the server offers no TLS".to_owned()
+            }
             mysql_async::Error::Driver(mysql_async::DriverError::UnknownAuthPlugin { name }) => {
                 format!("the server wants authentication by `{name}`")
             }
@@ -223,6 +223,9 @@ mod tests {
     fn texts_of_the_server_stay_out_of_errors() {
         let error = server(1064).into_error("store_messages", Outcome::NotApplied);
         let cause = std::error::Error::source(&error).unwrap().to_string();
-        assert!(cause.contains("1064") && !cause.contains("secret"), "{cause}");
+        assert!(
+            cause.contains("1064") && !cause.contains("secret"),
+            "{cause}"
+        );
     }
 }

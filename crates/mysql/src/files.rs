@@ -33,37 +33,52 @@ impl FileStore for MysqlStore {
         let modified_nanos = epoch_nanos(self.shared.context.clock.now());
         let arguments = (File::new(service, name), modified_nanos, content);
         self.shared
-            .write(OPERATION, Replay::Safe, arguments, |(file, modified_nanos, content), tx| {
-                async move {
-                    let [service, name] = file.names();
-                    let mut batch = Batch::of(
-                        STORE_FILE,
-                        &[service, name, Value::Int(*modified_nanos), Value::Bytes(content)],
-                    );
-                    batch.add(STAT_FILE, &file.key());
-                    let replies = tx.commit(batch).await?;
-                    if replies.iter().all(|reply| reply.rows.is_empty()) {
-                        let detail = format!(
-                            "{file} has the name of another file by this database's collation"
+            .write(
+                OPERATION,
+                Replay::Safe,
+                arguments,
+                |(file, modified_nanos, content), tx| {
+                    async move {
+                        let [service, name] = file.names();
+                        let mut batch = Batch::of(
+                            STORE_FILE,
+                            &[
+                                service,
+                                name,
+                                Value::Int(*modified_nanos),
+                                Value::Bytes(content),
+                            ],
                         );
-                        return Err(Error::invalid(OPERATION, detail).into());
+                        batch.add(STAT_FILE, &file.key());
+                        let replies = tx.commit(batch).await?;
+                        if replies.iter().all(|reply| reply.rows.is_empty()) {
+                            let detail = format!(
+                                "{file} has the name of another file by this database's collation"
+                            );
+                            return Err(Error::invalid(OPERATION, detail).into());
+                        }
+                        Ok(())
                     }
-                    Ok(())
-                }
-                .boxed()
-            })
+                    .boxed()
+                },
+            )
             .await
     }
 
     async fn delete_file(&self, service: &str, name: &str) -> Result<()> {
         self.shared
-            .write("delete_file", Replay::Safe, File::new(service, name), |file, tx| {
-                async move {
-                    tx.only(Batch::of(DELETE_FILE, &file.key())).await?;
-                    Ok(())
-                }
-                .boxed()
-            })
+            .write(
+                "delete_file",
+                Replay::Safe,
+                File::new(service, name),
+                |file, tx| {
+                    async move {
+                        tx.only(Batch::of(DELETE_FILE, &file.key())).await?;
+                        Ok(())
+                    }
+                    .boxed()
+                },
+            )
             .await
     }
 

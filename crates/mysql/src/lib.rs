@@ -43,6 +43,7 @@
 //!   cut in it; the progress of broadcasts counts messages that this kind of
 //!   store has saved.
 
+mod adoption;
 mod broadcasts;
 mod claims;
 mod clients;
@@ -51,10 +52,12 @@ mod counters;
 mod dsn;
 mod error;
 mod files;
+mod incoming;
 mod messages;
 mod migrate;
 mod pool;
 mod rows;
+mod saves;
 mod schema;
 mod sql;
 mod tables;
@@ -68,9 +71,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fleethold_store::clock::epoch_micros;
-use fleethold_store::{
-    Clock, ProcessorOptions, ProcessorSlot, Random, Result, Store, StoreStats,
-};
+use fleethold_store::{Clock, ProcessorOptions, ProcessorSlot, Random, Result, Store, StoreStats};
 
 pub use dsn::{DataSource, Isolation};
 pub use migrate::{OpenError, Takeover, inspect};

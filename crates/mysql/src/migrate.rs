@@ -39,7 +39,9 @@ pub enum OpenError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The server lets this user not in.
-    #[error("the database server of `{place}` refuses user `{user}`; check name, password and the host it may come from")]
+    #[error(
+        "the database server of `{place}` refuses user `{user}`; check name, password and the host it may come from"
+    )]
     Denied {
         /// Host, port and database.
         place: String,
@@ -49,7 +51,9 @@ pub enum OpenError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The database does not exist.
-    #[error("database `{database}` does not exist, or user `{user}` may not see it; CREATE DATABASE `{database}` CHARACTER SET utf8mb4, and GRANT the user all on it")]
+    #[error(
+        "database `{database}` does not exist, or user `{user}` may not see it; CREATE DATABASE `{database}` CHARACTER SET utf8mb4, and GRANT the user all on it"
+    )]
     NoDatabase {
         /// Its name.
         database: String,
@@ -73,7 +77,9 @@ pub enum OpenError {
         additions: Vec<String>,
     },
     /// The user may not do something.
-    #[error("user `{user}` may not {action} in database `{database}`; GRANT it SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX and REFERENCES there")]
+    #[error(
+        "user `{user}` may not {action} in database `{database}`; GRANT it SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX and REFERENCES there"
+    )]
     Forbidden {
         /// The name of the user.
         user: String,
@@ -162,9 +168,7 @@ pub(crate) async fn connect(
             Ok(Err(error)) => {
                 let no_tls = matches!(
                     &error,
-                    mysql_async::Error::Driver(
-                        mysql_async::DriverError::NoClientSslFlagFromServer
-                    )
+                    mysql_async::Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer)
                 );
                 last = Some(OpenError::of(source, "connect", &error));
                 if !no_tls {
@@ -243,11 +247,7 @@ const PROBE_SKIP_LOCKED: &str = "\
 -- probe_skip_locked
 SELECT message_id FROM pending_messages WHERE for_server = 2 LIMIT 1 FOR UPDATE SKIP LOCKED";
 
-async fn add(
-    connection: &mut Conn,
-    found: &Inspection,
-    widens: bool,
-) -> mysql_async::Result<()> {
+async fn add(connection: &mut Conn, found: &Inspection, widens: bool) -> mysql_async::Result<()> {
     connection.query_drop(CREATE_SCHEMA).await?;
     connection.query_drop(BEGIN_SCHEMA).await?;
     for table in TABLES {
@@ -259,7 +259,10 @@ async fn add(
     let altered = found.has_table("pending_messages");
     for (missing, alter) in [
         (
-            altered && found.type_of("pending_messages", "fleethold_queue").is_none(),
+            altered
+                && found
+                    .type_of("pending_messages", "fleethold_queue")
+                    .is_none(),
             ADD_QUEUE,
         ),
         (

@@ -79,7 +79,10 @@ impl Pool {
         let generation = self.idle().generation;
         while let Some((mut connection, since)) = self.take_idle() {
             if since.elapsed() < TRUSTED
-                || matches!(timeout(self.connect_timeout, connection.ping()).await, Ok(Ok(())))
+                || matches!(
+                    timeout(self.connect_timeout, connection.ping()).await,
+                    Ok(Ok(()))
+                )
             {
                 return Ok(lease(connection, generation));
             }

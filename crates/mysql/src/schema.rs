@@ -156,11 +156,8 @@ impl Inspection {
         }
         self.check_history();
         self.check_characters();
-        let cascades: BTreeSet<String> = connection
-            .query(READ_CASCADES)
-            .await?
-            .into_iter()
-            .collect();
+        let cascades: BTreeSet<String> =
+            connection.query(READ_CASCADES).await?.into_iter().collect();
         let without: Vec<_> = CHILDREN
             .iter()
             .filter(|table| self.has_table(table) && !cascades.contains(**table))
@@ -177,9 +174,14 @@ impl Inspection {
 
     /// Compares with each shape that upstream's tables have had.
     fn check_history(&mut self) {
-        let ids = ["client_id", "message_id"].iter().zip(["clients", "messages"]);
+        let ids = ["client_id", "message_id"]
+            .iter()
+            .zip(["clients", "messages"]);
         for (column, table) in ids {
-            if self.type_of(table, column).is_some_and(|found| found != "binary") {
+            if self
+                .type_of(table, column)
+                .is_some_and(|found| found != "binary")
+            {
                 self.obstacles.push(format!(
                     "`{table}.{column}` is no binary id: the database was made before June 2018, and only an export of its data helps"
                 ));
@@ -209,12 +211,17 @@ impl Inspection {
         let missing: Vec<_> = tables.filter(|table| !self.has_table(table)).collect();
         let missing = missing.into_iter().map(|table| format!("table `{table}`"));
         self.additions.extend(missing);
-        let has_queue = self.type_of("pending_messages", "fleethold_queue").is_some();
+        let has_queue = self
+            .type_of("pending_messages", "fleethold_queue")
+            .is_some();
         let lacks = |table: &str, index: &str| {
             self.has_table(table) && !self.indexes.contains(&(table.to_owned(), index.to_owned()))
         };
         let index = [
-            (!has_queue, "column `pending_messages.fleethold_queue`, NULL in rows of stock servers"),
+            (
+                !has_queue,
+                "column `pending_messages.fleethold_queue`, NULL in rows of stock servers",
+            ),
             (
                 lacks("pending_messages", "fleethold_queue"),
                 "index `fleethold_queue` of `pending_messages`",
@@ -246,7 +253,11 @@ impl Inspection {
             if !TABLES.iter().any(|known| known.name == table) {
                 continue;
             }
-            if column.characters.as_deref().is_some_and(|set| set != "utf8mb4") {
+            if column
+                .characters
+                .as_deref()
+                .is_some_and(|set| set != "utf8mb4")
+            {
                 narrow.insert(table.clone());
             }
             let is_key = KEYS.contains(&(table.as_str(), name.as_str()));
@@ -318,7 +329,10 @@ impl Inspection {
 }
 
 fn is_bytewise(collation: &str) -> bool {
-    matches!(collation, "utf8mb4_nopad_bin" | "utf8mb4_0900_bin" | "binary")
+    matches!(
+        collation,
+        "utf8mb4_nopad_bin" | "utf8mb4_0900_bin" | "binary"
+    )
 }
 
 /// Below this not even a packet of many small messages fits.
@@ -332,8 +346,18 @@ const PACKET_MARGIN: u64 = 256 * 1024;
 /// Columns without which neither server works, and since when upstream has them.
 const REQUIRED: [(&str, &str, &str, &str); 4] = [
     ("messages", "annotations", "BLOB", "August 2019"),
-    ("client_resource_usage_records", "mean_num_fds", "INT", "October 2020"),
-    ("client_resource_usage_records", "max_num_fds", "INT", "October 2020"),
+    (
+        "client_resource_usage_records",
+        "mean_num_fds",
+        "INT",
+        "October 2020",
+    ),
+    (
+        "client_resource_usage_records",
+        "max_num_fds",
+        "INT",
+        "October 2020",
+    ),
     (
         "broadcasts",
         "destination_service_name",

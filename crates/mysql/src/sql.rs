@@ -46,7 +46,10 @@ impl<'a> List<'a> {
             first: "?",
             template: "?",
             separator: ", ",
-            values: ids.into_iter().map(|id| Value::Bytes(id.as_ref())).collect(),
+            values: ids
+                .into_iter()
+                .map(|id| Value::Bytes(id.as_ref()))
+                .collect(),
             columns: 1,
         }
     }
@@ -212,7 +215,6 @@ impl Batch {
         self.add_text(text);
     }
 
-
     /// Adds all statements of another batch.
     pub(crate) fn append(&mut self, other: Self) {
         self.packets.extend(other.packets);
@@ -354,7 +356,10 @@ mod tests {
         };
         assert_eq!(lengths(&[]), [0; 0]);
         assert_eq!(lengths(&[1; MOST_ROWS + 1]), [MOST_ROWS, 1]);
-        assert_eq!(lengths(&[1, LARGE_BYTES, 1, 2 * LARGE_BYTES, 1]), [1, 1, 1, 1, 1]);
+        assert_eq!(
+            lengths(&[1, LARGE_BYTES, 1, 2 * LARGE_BYTES, 1]),
+            [1, 1, 1, 1, 1]
+        );
         assert_eq!(lengths(&[1, LARGE_BYTES - 1, 1]), [2, 1]);
     }
 
@@ -371,7 +376,9 @@ mod tests {
         let kinds: Vec<_> = packets
             .iter()
             .map(|packet| match packet {
-                Packet::Text { sql, statements, .. } => {
+                Packet::Text {
+                    sql, statements, ..
+                } => {
                     assert!(sql.len() < PACKET_BYTES + 100);
                     *statements
                 }

@@ -151,7 +151,10 @@ impl Shared {
         let outcome = task.await;
         drop(caller);
         outcome.unwrap_or_else(|error| {
-            Err(Error::new(ErrorKind::Internal, operation, "the call ended badly").with_source(error))
+            Err(
+                Error::new(ErrorKind::Internal, operation, "the call ended badly")
+                    .with_source(error),
+            )
         })
     }
 }
@@ -203,10 +206,14 @@ impl Attempts {
                     }
                 }
             };
-            let outcome = if replayed { Outcome::Unknown } else { Outcome::NotApplied };
-            let may_repeat = !matches!(failure.verdict(), Verdict::Final(..))
-                && !(replayed && self.replay == Replay::Unsafe)
-                && !self.call.is_abandoned();
+            let outcome = if replayed {
+                Outcome::Unknown
+            } else {
+                Outcome::NotApplied
+            };
+            let is_final = matches!(failure.verdict(), Verdict::Final(..));
+            let counts_twice = replayed && self.replay == Replay::Unsafe;
+            let may_repeat = !(is_final || counts_twice || self.call.is_abandoned());
             match backoff.next_delay() {
                 Some(delay) if may_repeat => {
                     let cause = failure.into_error(self.operation, outcome);

@@ -32,7 +32,12 @@ pub(crate) async fn insert(tx: &mut Tx, client: ClientId, record: &UsageRecord) 
     ];
     if tx.replayed() {
         let same = Batch::of(FIND, &[&values[..1], &values[2..6]].concat());
-        if tx.run(same).await?.iter().any(|reply| !reply.rows.is_empty()) {
+        if tx
+            .run(same)
+            .await?
+            .iter()
+            .any(|reply| !reply.rows.is_empty())
+        {
             return Ok(());
         }
     }
@@ -68,7 +73,12 @@ pub(crate) async fn fetch(
         Value::Int(range.end),
     ];
     let mut records = Vec::new();
-    for mut row in tx.only(Batch::of(FETCH, &values)).await?.into_iter().flat_map(|reply| reply.rows) {
+    for mut row in tx
+        .only(Batch::of(FETCH, &values))
+        .await?
+        .into_iter()
+        .flat_map(|reply| reply.rows)
+    {
         let row = &mut row;
         let record = UsageRecord {
             scope: take(row, 0)?,

@@ -8,5 +8,5 @@ use bed::Mysql;
 use fleethold_mysql::Isolation;
 
 fn main() -> ExitCode {
-    fleethold_conformance::run_model(Mysql::at("mysql", Isolation::ReadCommitted))
+    fleethold_conformance::run_model_of(Mysql::at("mysql", Isolation::ReadCommitted), 64)
 }

@@ -170,6 +170,7 @@ impl Harness for Mysql {
             presets_contacts: self.options.takeover == Takeover::Widen,
             conflicts: true,
             counts_work: true,
+            maintains: false,
         }
     }
 
@@ -209,7 +210,10 @@ impl Harness for Mysql {
                 move |id| behind(format!("{DAMAGE}x'{id}'"))
             })
             .with_contact_preset(move |number| {
-                behind(format!("ALTER TABLE client_contacts AUTO_INCREMENT = {}", number + 1));
+                behind(format!(
+                    "ALTER TABLE client_contacts AUTO_INCREMENT = {}",
+                    number + 1
+                ));
             })
             .with_conflict(move || {
                 let url = locked.clone();
