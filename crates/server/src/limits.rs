@@ -5,13 +5,16 @@
 //! `docs/limits.md` has the formula. A refusal is counted under its reason and
 //! concerns only who caused it.
 
+mod addresses;
 mod agents;
 mod notice;
 mod rate;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+pub(crate) use addresses::Addresses;
 pub(crate) use agents::{Agents, Held};
 pub(crate) use notice::Notice;
 pub(crate) use rate::Rate;
@@ -27,6 +30,8 @@ const CONTACT_BYTES: usize = 20 * 1024 * 1024;
 pub struct Limits {
     /// Connections at once; more are closed before their handshake.
     pub connections: usize,
+    /// The same from one address; those of proxies that say whom they connect for do not count.
+    pub connections_per_address: usize,
     /// New connections per second, after a burst of ten seconds' worth.
     pub connections_per_second: u32,
     /// TLS handshakes at once; more connections are closed before theirs.
@@ -63,8 +68,11 @@ impl Limits {
     /// adds 32 KiB to the 256 MiB that may be in flight.
     pub const fn for_clients(expected_clients: u32) -> Self {
         let clients = expected_clients as usize;
+        let connections = clients.saturating_mul(2).saturating_add(6_000);
         Self {
-            connections: clients.saturating_mul(2).saturating_add(6_000),
+            connections,
+            // A whole site may come from one address, but not the whole fleet.
+            connections_per_address: connections / 2,
             connections_per_second: at_least(500, expected_clients / 20),
             handshakes: at_least(512, expected_clients / 10) as usize,
             enrolments_per_second: at_least(20, expected_clients / 100),
@@ -98,6 +106,7 @@ const fn at_least(least: u32, number: u32) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     Connections,
+    AddressConnections,
     ConnectionRate,
     Handshakes,
     HandshakeTime,
@@ -115,8 +124,9 @@ pub(crate) enum Refused {
 
 impl Refused {
     /// All reasons, in the order of their declaration.
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Connections,
+        Self::AddressConnections,
         Self::ConnectionRate,
         Self::Handshakes,
         Self::HandshakeTime,
@@ -136,6 +146,7 @@ impl Refused {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::AddressConnections => "connections_of_address",
             Self::ConnectionRate => "connection_rate",
             Self::Handshakes => "handshakes",
             Self::HandshakeTime => "handshake_time",
@@ -179,6 +190,7 @@ impl Refusals {
 pub(crate) struct Gate {
     pub(crate) limits: Limits,
     pub(crate) refusals: Refusals,
+    pub(crate) addresses: Arc<Addresses>,
     pub(crate) enrolments: Rate,
     pub(crate) agents: Agents,
 }
@@ -186,6 +198,7 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
+            addresses: Arc::new(Addresses::new(limits.connections_per_address)),
             enrolments: Rate::new(limits.enrolments_per_second),
             agents: Agents::new(
                 limits.messages_per_second_per_agent,

@@ -29,6 +29,9 @@ pub(crate) struct AgentArgs {
     /// Connections of agents at once
     #[arg(long, value_name = "N", help_heading = LIMITS, value_parser = count)]
     max_connections: Option<u32>,
+    /// Connections of one address at once [default: half of --max-connections]
+    #[arg(long, value_name = "N", help_heading = LIMITS, value_parser = count)]
+    max_connections_per_address: Option<u32>,
     /// New connections per second
     #[arg(long, value_name = "N", help_heading = LIMITS, value_parser = count)]
     max_connections_per_second: Option<u32>,
@@ -107,6 +110,9 @@ impl AgentArgs {
         let bytes = |mib: Option<u32>| mib.map(|mib| as_usize(mib).saturating_mul(1024 * 1024));
         let mut limits = Limits::for_clients(self.expected_clients);
         set(&mut limits.connections, self.max_connections.map(as_usize));
+        limits.connections_per_address = self
+            .max_connections_per_address
+            .map_or(limits.connections.div_ceil(2), as_usize);
         set(
             &mut limits.connections_per_second,
             self.max_connections_per_second,
@@ -222,7 +228,8 @@ mod tests {
              --max-enrolments-per-second 4 --max-mib-in-flight 5 --max-agent-mib-in-flight 20 \
              --max-agent-messages-per-second 7 --handshake-timeout 8 --header-timeout 9 \
              --idle-timeout 10 --write-timeout 11 --slow-body-timeout 12 \
-             --least-body-bytes-per-second 13 --max-unfinished-requests 14",
+             --least-body-bytes-per-second 13 --max-unfinished-requests 14 \
+             --max-connections-per-address 15",
         );
         let seconds = Duration::from_secs;
         let expected = Limits {
@@ -240,6 +247,7 @@ mod tests {
             slow_body_timeout: seconds(12),
             least_body_bytes_per_second: 13,
             unfinished_requests: 14,
+            connections_per_address: 15,
         };
         assert_eq!(set, expected);
     }

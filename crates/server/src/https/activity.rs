@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// minutes; what takes longer is an answer that nobody reads.
 const STALLED_AFTER: Duration = Duration::from_secs(6 * 60);
 
+/// An answer that is taken more slowly than this makes no progress at times.
+const LEAST_BYTES_PER_SECOND: usize = 1024;
+
 /// How often a busy connection is looked at when the server stops.
 const STOPPING_PAUSE: Duration = Duration::from_millis(50);
 
@@ -127,6 +130,19 @@ impl Busy {
         self.activity.state().progress = Instant::now();
     }
 
+    /// Notes that the peer has taken so many bytes of the answer. Few bytes are
+    /// little progress: the whole answer has to be taken at a minimal speed.
+    pub(super) fn took(&self, bytes: usize) {
+        self.took_at(bytes, Instant::now());
+    }
+
+    fn took_at(&self, bytes: usize, now: Instant) {
+        let seconds = bytes / LEAST_BYTES_PER_SECOND + 1;
+        let worth = Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX >> 32));
+        let mut state = self.activity.state();
+        state.progress = (state.progress + worth).min(now).max(state.progress);
+    }
+
     /// Notes that the request is a stream.
     pub(super) fn is_stream(&mut self) {
         if !self.stream {
@@ -196,5 +212,21 @@ mod tests {
             activity.verdict(after(360), false),
             Verdict::Fine(_)
         ));
+    }
+
+    #[test]
+    fn s4_answer_that_is_taken_byte_by_byte_stalls_and_one_at_a_fair_speed_does_not() {
+        for (bytes, is_fair) in [(10, false), (60 * 1024, true)] {
+            let activity = Arc::new(Activity::new(LIMITS));
+            let busy = activity.begin();
+            let start = Instant::now();
+            let minute = |number: u64| start + Duration::from_secs(60 * number);
+            let takes = (1..=60).take_while(|number| {
+                busy.took_at(bytes, minute(*number));
+                activity.verdict(minute(*number), false) != Verdict::Stalled
+            });
+            let minutes = takes.count();
+            assert_eq!(minutes == 60, is_fair, "{bytes} bytes: {minutes} minutes");
+        }
     }
 }

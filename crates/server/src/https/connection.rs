@@ -102,7 +102,15 @@ async fn handshake_and_serve(
         },
         false => (peer, Bytes::new()),
     };
-    let tcp = WriteLimit::new(tcp, early, limits.write_timeout);
+    let mut _place = None;
+    if addr != peer {
+        _place = shared.gate().addresses.enter(addr.ip());
+        if _place.is_none() {
+            shared.refused(Refused::AddressConnections);
+            return Ok(());
+        }
+    }
+    let tcp = WriteLimit::new(tcp, early, Arc::clone(&shared.contacts.engine.gate));
     let idle_limits = IdleLimits {
         first: limits.header_timeout,
         between: limits.idle_timeout,
@@ -312,6 +320,7 @@ async fn drive(http: &mut impl Http, connection: &Connection) -> io::Result<bool
         }
         let look = match (connection.activity.verdict(now, stopping), closing) {
             (Verdict::Stalled, _) => {
+                connection.shared.refused(Refused::SlowReader);
                 tracing::debug!(addr = %connection.addr, "closed a connection that makes no progress");
                 return Ok(false);
             }

@@ -109,6 +109,11 @@ impl Options {
             .iter()
             .any(|network| network.contains(&peer))
     }
+
+    /// Returns whether the connections of a peer are those of many agents.
+    fn is_proxy(&self, peer: IpAddr) -> bool {
+        (self.proxy_protocol || self.frontend.believes_headers()) && self.trusts(peer)
+    }
 }
 
 /// What all connections share.
@@ -274,10 +279,18 @@ impl Door {
             self.shared.refused(Refused::ConnectionRate);
             return;
         }
-        let addr = (addr.ip().to_canonical(), addr.port()).into();
+        let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+        let mut address = None;
+        if !self.shared.options.is_proxy(addr.ip()) {
+            address = self.shared.gate().addresses.enter(addr.ip());
+            if address.is_none() {
+                self.shared.refused(Refused::AddressConnections);
+                return;
+            }
+        }
         let connection = connection::serve(tcp, addr, Arc::clone(&self.shared));
         self.shared.tasks.spawn(async move {
-            let _slot = slot;
+            let _places = (slot, address);
             connection.await;
         });
     }

@@ -239,8 +239,11 @@ impl Body for TiedBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        if frame.is_ready() {
-            self.busy.touch();
+        if let Poll::Ready(frame) = &frame {
+            let data = frame
+                .as_ref()
+                .and_then(|frame| frame.as_ref().ok()?.data_ref());
+            self.busy.took(data.map_or(0, Bytes::len));
         }
         frame
     }

@@ -45,7 +45,7 @@ const REKEY_TIME: Duration = Duration::from_secs(1);
 const OVERRUN: Duration = Duration::from_secs(15);
 
 /// How long a broken stream waits for the store to take its messages back.
-const GIVE_BACK_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const GIVE_BACK_LIMIT: Duration = Duration::from_secs(5);
 
 /// The longest pause before messages are fetched again after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

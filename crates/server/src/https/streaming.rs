@@ -11,16 +11,17 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::HANDLING_LIMIT;
+use super::Shared;
 use super::body::{Encoding, PlainBody};
 use super::connection::Connection;
 use super::framing::{RecordError, RecordReader};
 use super::reply::{Refusal, Reply, octets, peer};
-use super::session::Session;
-use crate::contacts::{ContactKind, Delivery};
+use super::session::{GIVE_BACK_LIMIT, Session};
+use crate::contacts::{Contact, ContactKind, Delivery};
 use crate::metrics::{Exchange, PollType};
 use crate::wire;
 
@@ -94,17 +95,9 @@ async fn begin(
             .contacts
             .begin(peer, record, ContactKind::Stream)
             .await?;
-        // The record is accepted: the session tries again.
-        let delivery = contact.take_messages().await.unwrap_or_else(|error| {
-            tracing::warn!(client = %contact.client(), %error, "a stream begins without messages");
-            Delivery {
-                more: true,
-                ..Delivery::default()
-            }
-        });
-        Ok::<_, Refusal>((contact, delivery))
+        Ok::<_, Refusal>(Begun::take_messages(Arc::new(contact), shared).await)
     };
-    let (contact, delivery) = tokio::time::timeout(HANDLING_LIMIT, Box::pin(exchange))
+    let begun = tokio::time::timeout(HANDLING_LIMIT, Box::pin(exchange))
         .await
         .map_err(|_| {
             let reason = format!(
@@ -114,18 +107,77 @@ async fn begin(
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, reason)
         })??;
     drop(first.charge);
+    let (contact, delivery) = begun.keep();
     measured.set_cache_hit(contact.cache_hit());
 
     let (sender, frames) = mpsc::channel(WAITING_FRAMES);
     let session = Session::new(
         Arc::clone(shared),
-        Arc::new(contact),
+        contact,
         wake_ups,
         sender,
         started,
         delivery,
     );
     Ok((session, records, Frames(frames)))
+}
+
+/// A stream that has messages and no session yet: dropped, it gives them back.
+struct Begun {
+    parts: Option<(Arc<Contact>, Delivery)>,
+    shared: Arc<Shared>,
+}
+
+impl Begun {
+    /// Takes the first messages, in a task of its own: an agent that hangs up, or
+    /// a limit of time, would otherwise leave claims that nobody knows of.
+    async fn take_messages(contact: Arc<Contact>, shared: &Arc<Shared>) -> Self {
+        let (sender, begun) = oneshot::channel();
+        let task = {
+            let (contact, shared) = (Arc::clone(&contact), Arc::clone(shared));
+            async move {
+                // The record is accepted: the session tries again.
+                let delivery = contact.take_messages().await.unwrap_or_else(|error| {
+                    tracing::warn!(client = %contact.client(), %error, "a stream begins without messages");
+                    Delivery {
+                        more: true,
+                        ..Delivery::default()
+                    }
+                });
+                let parts = Some((contact, delivery));
+                // Nobody waits any more: what comes back is dropped, too.
+                drop(sender.send(Self { parts, shared }));
+            }
+        };
+        shared.tasks.spawn(task);
+        begun.await.unwrap_or_else(|_| {
+            tracing::error!("taking the first messages of a stream panicked");
+            let delivery = Delivery {
+                more: true,
+                ..Delivery::default()
+            };
+            Self {
+                parts: Some((contact, delivery)),
+                shared: Arc::clone(shared),
+            }
+        })
+    }
+
+    fn keep(mut self) -> (Arc<Contact>, Delivery) {
+        self.parts.take().expect("taken once")
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some((contact, _)) = self.parts.take() {
+            let give_back = async move {
+                let give_back = contact.give_back();
+                let _in_vain = tokio::time::timeout(GIVE_BACK_LIMIT, give_back).await;
+            };
+            self.shared.tasks.spawn(give_back);
+        }
+    }
 }
 
 /// The answer to a stream: the frames of its session.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use fleethold_proto::fleetspeak::server::{BlacklistClientRequest, ListClientsRequest};
+use fleethold_proto::fleetspeak::server::{
+    BlacklistClientRequest, CreateBroadcastRequest, ListClientsRequest,
+};
 use fleethold_server::{AccessList, StartError};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use tonic::Request;
@@ -108,6 +110,44 @@ async fn s10_token_opens_what_its_roles_allow_over_tls() {
         .list_clients(with_token("other", list()))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn s10_payloads_of_broadcasts_are_for_the_role_payload() {
+    let access = format!(
+        "token alice {} read,broadcast\ntoken bob {} read,payload",
+        sha256(b"alice's"),
+        sha256(b"bob's")
+    );
+    let (server, root) = guarded(&access).await;
+    let mut admin = AdminClient::new(connect(&server, &root, None).await);
+    let create = CreateBroadcastRequest {
+        broadcast: Some(Broadcast {
+            broadcast_id: Bytes::from_static(&[1; 8]),
+            source: Some(Address {
+                service_name: "hello".to_owned(),
+                ..Address::default()
+            }),
+            data: Some(Any {
+                value: Bytes::from_static(b"payload"),
+                ..Any::default()
+            }),
+            ..Broadcast::default()
+        }),
+        limit: 10,
+    };
+    let created = admin.create_broadcast(with_token("alice's", create));
+    created.await.unwrap();
+    for (token, expected) in [("alice's", None), ("bob's", Some(&b"payload"[..]))] {
+        let list = ListActiveBroadcastsRequest {
+            service_name: "hello".to_owned(),
+        };
+        let listed = admin.list_active_broadcasts(with_token(token, list)).await;
+        let listed = listed.unwrap().into_inner().broadcasts;
+        assert_eq!(listed.len(), 1, "{token}");
+        let data = listed[0].data.as_ref().map(|data| &data.value[..]);
+        assert_eq!(data, expected, "{token}");
+    }
 }
 
 #[tokio::test]

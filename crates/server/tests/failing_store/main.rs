@@ -327,3 +327,55 @@ async fn p_048_message_with_a_temporary_error_is_tried_again_after_60_and_66_sec
         assert!(!soon("a result", finished).await.failed);
     }
 }
+
+#[tokio::test]
+async fn stream_is_woken_by_the_hints_of_its_store() {
+    let bed = Bed::start().await;
+    let agent = bed.agent();
+    let mut stream = agent.stream(StreamOptions::default()).await;
+    let sent = bed.store_message_for(agent.id).await;
+    // One for somebody who is not here does no harm.
+    bed.store.hint.send(ClientId::new([8; 8])).unwrap();
+    bed.store.hint.send(agent.id).unwrap();
+    let frame = stream.frame().await.unwrap();
+    assert_eq!(frame.messages[0].message_id, sent.to_bytes());
+}
+
+#[tokio::test]
+async fn messages_of_a_stream_that_breaks_before_it_begins_are_due_at_once() {
+    for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+        let bed = Bed::start().await;
+        let agent = bed.agent();
+        agent.poll(&ContactData::default()).await;
+        let sent = bed.store_message_for(agent.id).await;
+        // The store has claimed it, and does not say so before the agent is gone.
+        let answers = bed.store.hold("client_messages_for_processing");
+        let options = StreamOptions {
+            version,
+            ..StreamOptions::default()
+        };
+        let first = agent.wrapped(&ContactData::default());
+        let stream = agent.try_stream(options, &first);
+        let is_claimed = async {
+            while bed.store.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            _ = stream => panic!("the stream began"),
+            () = soon("the claim", is_claimed) => {}
+        }
+        answers.add_permits(100);
+        // Nobody else gets it before its claim has ended, unless it is given back.
+        let received = async {
+            loop {
+                let answer = agent.poll(&ContactData::default()).await;
+                if let [message] = &answer.messages[..] {
+                    return message.message_id.clone();
+                }
+            }
+        };
+        let received = soon("the message", Box::pin(received)).await;
+        assert_eq!(received, sent.to_bytes(), "{version:?}");
+    }
+}

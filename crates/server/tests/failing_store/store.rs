@@ -1,5 +1,6 @@
 //! A store in memory that fails when it is told to, and retries when it is told to.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -18,11 +19,20 @@ use fleethold_store::{
 };
 use futures::stream::BoxStream;
 use tokio::io::AsyncRead;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// Hands all calls on to a store in memory, except those that are to fail.
 pub(crate) struct FailingStore {
     pub(crate) inner: MemoryStore,
     faults: Mutex<Vec<Fault>>,
+    /// How many calls have been held back.
+    waiting: AtomicUsize,
+    /// The method whose calls take effect and are answered when there is a permit.
+    held: Mutex<Option<(&'static str, Arc<Semaphore>)>>,
+    /// What another process is said to have stored messages for.
+    pub(crate) hint: mpsc::UnboundedSender<ClientId>,
+    hints: Mutex<Option<mpsc::UnboundedReceiver<ClientId>>>,
     processor: Mutex<Option<Arc<dyn MessageProcessor>>>,
 }
 
@@ -38,9 +48,14 @@ pub(crate) struct Fault {
 
 impl FailingStore {
     pub(crate) fn new(inner: MemoryStore) -> Self {
+        let (hint, hints) = mpsc::unbounded_channel();
         Self {
             inner,
+            hint,
             faults: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            held: Mutex::default(),
+            hints: Mutex::new(Some(hints)),
             processor: Mutex::default(),
         }
     }
@@ -68,6 +83,18 @@ impl FailingStore {
         count
     }
 
+    /// Holds the answers of a method back until there are permits for them.
+    pub(crate) fn hold(&self, call: &'static str) -> Arc<Semaphore> {
+        let permits = Arc::new(Semaphore::new(0));
+        *self.held.lock().unwrap() = Some((call, Arc::clone(&permits)));
+        permits
+    }
+
+    /// Returns how many calls were held back.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
     fn fault_of(&self, call: &str) -> Option<Fault> {
         let mut faults = self.faults.lock().unwrap();
         let index = faults.iter().position(|fault| fault.call == call)?;
@@ -80,7 +107,13 @@ impl FailingStore {
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let Some(fault) = self.fault_of(name) else {
-            return call.await;
+            let result = call.await;
+            let held = self.held.lock().unwrap().clone();
+            if let Some((_, permits)) = held.filter(|(held, _)| *held == name) {
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+                permits.acquire().await.unwrap().forget();
+            }
+            return result;
         };
         if fault.applied {
             drop(call.await);
@@ -194,5 +227,11 @@ hand_on! {
     Store {
         close() -> ();
     }
-    rest {}
+    rest {
+        fn wakeups(&self) -> BoxStream<'static, ClientId> {
+            let hints = self.hints.lock().unwrap().take();
+            let hints = hints.expect("one server follows the hints");
+            Box::pin(UnboundedReceiverStream::new(hints))
+        }
+    }
 }

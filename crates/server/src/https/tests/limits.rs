@@ -72,6 +72,33 @@ async fn connections_beyond_the_limit_are_closed_before_their_handshake() {
 }
 
 #[tokio::test]
+async fn connections_of_one_address_beyond_its_limit_are_closed_and_other_addresses_served() {
+    let bed = Bed::with(|_, limits| limits.connections_per_address = 1).await;
+    let agent = bed.agent();
+    let first = agent.tls(&[]).await.unwrap();
+    assert!(agent.tls(&[]).await.is_err());
+    assert_eq!(bed.gate.refusals.of(Refused::AddressConnections), 1);
+    drop(first);
+    bed.until_nothing_runs().await;
+    agent.poll(&ContactData::default()).await;
+
+    // Behind a proxy, the address counts that it names.
+    let bed = Bed::with(|options, limits| {
+        options.proxy_protocol = true;
+        limits.connections_per_address = 1;
+    })
+    .await;
+    let from = |address: &str| {
+        let header = format!("PROXY TCP4 {address} 192.0.2.9 1000 443\r\n");
+        bed.agent().behind(header)
+    };
+    let _first = from("192.0.2.1").tls(&[]).await.unwrap();
+    assert!(from("192.0.2.1").tls(&[]).await.is_err());
+    assert_eq!(bed.gate.refusals.of(Refused::AddressConnections), 1);
+    let _second = from("192.0.2.2").tls(&[]).await.unwrap();
+}
+
+#[tokio::test]
 async fn s5_connections_that_come_too_fast_are_closed_and_later_ones_served() {
     let bed = Bed::with(|_, limits| limits.connections_per_second = 1).await;
     let agent = bed.agent();
