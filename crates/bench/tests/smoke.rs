@@ -25,7 +25,7 @@ fn the_smallest_run_measures_every_group_and_loses_nothing() {
     let raw: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     let rows = raw["rows"].as_array().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
-    for group in fleethold_bench::GROUPS.iter().chain(&["floors"]) {
+    for group in fleethold_bench::embedded::GROUPS.iter().chain(&["floors"]) {
         let of_group: Vec<_> = rows.iter().filter(|row| row["group"] == *group).collect();
         assert!(!of_group.is_empty(), "{group}");
         for row in of_group {

@@ -2,6 +2,7 @@
 
 mod admin;
 mod agent_config;
+mod bench;
 mod broadcasts;
 mod certificates;
 mod clients;
@@ -63,6 +64,9 @@ enum Command {
     /// Move, check and measure stores
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Put load on a server of one's own and measure what it carries
+    #[command(subcommand)]
+    Bench(Box<bench::BenchCommand>),
 }
 
 fn main() -> ExitCode {
@@ -92,6 +96,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Broadcast(command) => Box::pin(command.run(&*clock)).await,
             Command::File(command) => Box::pin(command.run()).await,
             Command::Store(command) => Box::pin(command.run(clock)).await,
+            Command::Bench(command) => Box::pin(command.run()).await,
         }
     });
     // What is stuck in a system call must not keep the process.

@@ -39,6 +39,14 @@ pub fn shared() -> Result<MariaDb> {
     })
 }
 
+/// Sees whether the database is installed.
+///
+/// # Errors
+/// Says how to install it.
+pub fn check() -> Result<()> {
+    Program::find(&[]).map(drop)
+}
+
 /// Starts a server for one test, with MariaDB's durable defaults and these
 /// options (`--name=value`) besides.
 ///

@@ -36,6 +36,14 @@ pub fn shared() -> Result<Postgres> {
     })
 }
 
+/// Sees whether the database is installed.
+///
+/// # Errors
+/// Says how to install it.
+pub fn check() -> Result<()> {
+    Program::find(&[]).map(drop)
+}
+
 /// Starts a server for one test, with PostgreSQL's durable defaults and these
 /// settings (`name=value`) besides.
 ///

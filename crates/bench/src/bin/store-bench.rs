@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fleethold_bench::{GROUPS, Options, Scale, claim_and_report_memory, run};
+use fleethold_bench::embedded::{GROUPS, Options, Scale, claim_and_report_memory, run};
 use indicatif::ProgressBar;
 
 /// Measures the embedded store beside the floors of the disk, and prints a

@@ -8,11 +8,12 @@ use std::fmt::{self, Display, Formatter};
 
 use serde_json::{Value, json};
 
-use crate::report::{Row, number};
-use crate::samples::Kind;
-use crate::storing::Cell;
-use crate::streams::Call;
-use crate::{Scale, claims, drain, footprint, memory, polls, streams};
+use crate::embedded::report::Row;
+use crate::embedded::samples::Kind;
+use crate::embedded::storing::Cell;
+use crate::embedded::streams::Call;
+use crate::embedded::{Scale, claims, drain, footprint, memory, polls, streams};
+use crate::figures::number;
 
 /// Floor (b) at 100 rows per transaction, where the stock store was measured.
 const STOCK_FLOOR: f64 = 34_200.0;

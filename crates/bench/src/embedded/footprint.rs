@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 
-use crate::bed::Bed;
-use crate::samples::{Kind, Samples};
-use crate::{Bench, Row};
+use crate::embedded::bed::Bed;
+use crate::embedded::samples::{Kind, Samples};
+use crate::embedded::{Bench, Row};
 
 pub(crate) async fn measure(bench: &mut Bench<'_>) -> Result<()> {
     let count = bench.scale.footprint;

@@ -5,10 +5,10 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use fleethold_store::FileStore;
 
-use crate::bed::Bed;
-use crate::floors::Shape;
-use crate::measure::median;
-use crate::{Bench, Row};
+use crate::embedded::bed::Bed;
+use crate::embedded::floors::Shape;
+use crate::embedded::{Bench, Row};
+use crate::figures::median;
 
 pub(crate) async fn measure(bench: &mut Bench<'_>) -> Result<()> {
     for size_bytes in bench.scale.files {

@@ -15,9 +15,9 @@ use futures::future::try_join_all;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-use crate::Bench;
-use crate::disk::copy;
-use crate::samples::{CLIENT, Kind, Samples};
+use crate::embedded::Bench;
+use crate::embedded::disk::copy;
+use crate::embedded::samples::{CLIENT, Kind, Samples};
 
 /// The clock of the machine, but ahead of it.
 ///
@@ -163,7 +163,7 @@ pub(crate) struct Closed {
     pub(crate) path: PathBuf,
 }
 
-/// The store with [`prefill`](crate::Scale::prefill) messages that others copy.
+/// The store with [`prefill`](crate::embedded::Scale::prefill) messages that others copy.
 pub(crate) struct Template {
     _closed: Closed,
     path: PathBuf,

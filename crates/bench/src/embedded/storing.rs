@@ -8,11 +8,12 @@ use fleethold_proto::fleetspeak::Message;
 use fleethold_store::MessageStore;
 use tokio::task::JoinSet;
 
-use crate::bed::Bed;
-use crate::floors::Shape;
-use crate::measure::{median, rates};
-use crate::samples::{Kind, Samples};
-use crate::{Bench, Row};
+use crate::embedded::bed::Bed;
+use crate::embedded::floors::Shape;
+use crate::embedded::measure::rates;
+use crate::embedded::samples::{Kind, Samples};
+use crate::embedded::{Bench, Row};
+use crate::figures::median;
 
 /// One combination.
 #[derive(Clone, Copy)]
@@ -61,7 +62,7 @@ pub(crate) async fn measure(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn store(bench: &mut Bench<'_>, cell: Cell) -> Result<()> {
+pub(crate) async fn store(bench: &mut Bench<'_>, cell: Cell) -> Result<()> {
     let name = cell.name();
     bench.begin(&format!("storing {name}"));
     let bed = Arc::new(Bed::of(bench).await?);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::Scale;
+use crate::embedded::Scale;
 
 /// Most calls that are made ahead for one repetition.
 const MOST_CALLS: f64 = 200_000.0;
@@ -40,26 +40,4 @@ pub(crate) async fn rates(
 )]
 fn whole(calls: f64) -> u32 {
     calls as u32
-}
-
-/// Returns the value in the middle, of an even number the lower one of two.
-pub(crate) fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted
-        .get(sorted.len().saturating_sub(1) / 2)
-        .copied()
-        .unwrap_or(f64::NAN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_a_sample_from_the_middle() {
-        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
-        assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.0).abs() < f64::EPSILON);
-        assert!(median(&[]).is_nan());
-    }
 }

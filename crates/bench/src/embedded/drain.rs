@@ -10,9 +10,9 @@ use fleethold_sqlite::SqliteStore;
 use fleethold_store::{MessageProcessor, MessageStore};
 use tokio::sync::watch;
 
-use crate::bed::Bed;
-use crate::samples::{Kind, Samples, success};
-use crate::{Bench, Row};
+use crate::embedded::bed::Bed;
+use crate::embedded::samples::{Kind, Samples, success};
+use crate::embedded::{Bench, Row};
 
 /// More than the first retry time, whatever its jitter.
 const OVERDUE: Duration = Duration::from_secs(60 * 60);

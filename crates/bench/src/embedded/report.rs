@@ -4,9 +4,9 @@ use std::fmt::{self, Display, Formatter};
 
 use serde_json::{Value, json};
 
-use crate::Scale;
-use crate::goals::Goal;
-use crate::measure::median;
+use crate::embedded::Scale;
+use crate::embedded::goals::Goal;
+use crate::figures::{median, number};
 
 /// One figure.
 #[derive(Clone, Debug)]
@@ -115,42 +115,5 @@ impl Display for Report {
             writeln!(f, "{goal}")?;
         }
         Ok(())
-    }
-}
-
-/// Writes a figure with three digits or more, and thousands apart.
-pub(crate) fn number(value: f64) -> String {
-    if value < 10.0 {
-        return format!("{value:.2}");
-    }
-    if value < 100.0 {
-        return format!("{value:.1}");
-    }
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_have_three_digits_or_more() {
-        for (value, text) in [
-            (0.128, "0.13"),
-            (12.34, "12.3"),
-            (987.6, "988"),
-            (1_000.0, "1,000"),
-            (1_234_567.8, "1,234,568"),
-        ] {
-            assert_eq!(number(value), text);
-        }
     }
 }

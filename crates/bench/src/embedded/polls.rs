@@ -8,11 +8,11 @@ use bytes::Bytes;
 use fleethold_store::{ClientId, MessageStore};
 use tokio::task::JoinSet;
 
-use crate::bed::{Bed, RETRY};
-use crate::floors::Shape;
-use crate::measure::median;
-use crate::samples::{Kind, message};
-use crate::{Bench, Row};
+use crate::embedded::bed::{Bed, RETRY};
+use crate::embedded::floors::Shape;
+use crate::embedded::samples::{Kind, message};
+use crate::embedded::{Bench, Row};
+use crate::figures::median;
 
 pub(crate) const CALLERS: usize = 16;
 

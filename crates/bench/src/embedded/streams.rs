@@ -9,10 +9,10 @@ use bytes::Bytes;
 use fleethold_store::{ClientStore, MessageStore};
 use futures::StreamExt;
 
-use crate::bed::{Bed, contact};
-use crate::contacts::fleet;
-use crate::samples::{CLIENT, message};
-use crate::{Bench, Row};
+use crate::embedded::bed::{Bed, contact};
+use crate::embedded::contacts::fleet;
+use crate::embedded::samples::{CLIENT, message};
+use crate::embedded::{Bench, Row};
 
 pub(crate) async fn measure(bench: &mut Bench<'_>) -> Result<()> {
     let clients = bench.scale.clients;

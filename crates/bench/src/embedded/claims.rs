@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use fleethold_store::MessageStore;
 
-use crate::bed::{Bed, RETRY};
-use crate::floors::Shape;
-use crate::measure::median;
-use crate::samples::{CLIENT, Kind, Samples};
-use crate::{Bench, Row, memory};
+use crate::embedded::bed::{Bed, RETRY};
+use crate::embedded::floors::Shape;
+use crate::embedded::samples::{CLIENT, Kind, Samples};
+use crate::embedded::{Bench, Row, memory};
+use crate::figures::median;
 
 /// How many messages are pending in a small store.
 const FEW: u32 = 100;

@@ -8,11 +8,12 @@ use bytes::Bytes;
 use fleethold_store::{ClientData, ClientId, ClientStore, ContactData};
 use tokio::task::JoinSet;
 
-use crate::bed::{Bed, contact};
-use crate::floors::Shape;
-use crate::measure::{median, rates};
-use crate::samples::{Kind, message};
-use crate::{Bench, Row};
+use crate::embedded::bed::{Bed, contact};
+use crate::embedded::floors::Shape;
+use crate::embedded::measure::rates;
+use crate::embedded::samples::{Kind, message};
+use crate::embedded::{Bench, Row};
+use crate::figures::median;
 
 pub(crate) async fn measure(bench: &mut Bench<'_>) -> Result<()> {
     let count = bench.scale.clients;
@@ -63,7 +64,7 @@ fn clients(count: u32) -> Vec<ClientId> {
     (0..count).map(id).collect()
 }
 
-/// A store with [`clients`](crate::Scale::clients) clients besides the usual one.
+/// A store with [`clients`](crate::embedded::Scale::clients) clients besides the usual one.
 pub(crate) async fn fleet(bench: &Bench<'_>) -> Result<Bed> {
     const CALLERS: usize = 64;
     let bed = Bed::new(bench).await?;

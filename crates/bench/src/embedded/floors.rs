@@ -14,9 +14,10 @@ use fleethold_store::{MessageId, Random};
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
-use crate::measure::{median, rates};
-use crate::samples::Kind;
-use crate::{Row, Scale, disk};
+use crate::embedded::measure::rates;
+use crate::embedded::samples::Kind;
+use crate::embedded::{Row, Scale, disk};
+use crate::figures::median;
 
 /// The key of a bare table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

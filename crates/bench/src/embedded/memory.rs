@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fleethold_store::{MessageStore, Random, Store};
 
-use crate::bed::{AheadClock, Bed, RETRY, open};
-use crate::samples::CLIENT;
-use crate::{Bench, Row};
+use crate::embedded::bed::{AheadClock, Bed, RETRY, open};
+use crate::embedded::samples::CLIENT;
+use crate::embedded::{Bench, Row};
 
 const CLAIMS: u32 = 50;
 
