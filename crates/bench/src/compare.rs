@@ -5,6 +5,7 @@
 //! stopped; then comes the next, and after all of them the next repetition.
 //! All of them share the same processors with the generator.
 
+mod cost;
 mod databases;
 mod document;
 mod echo;
@@ -19,9 +20,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
+pub use cost::{CostCard, cost};
 pub use document::replace;
 pub use echo::serve as serve_echo;
 pub use floors::Floor;
@@ -169,21 +171,12 @@ impl Options {
 pub async fn run(options: &Options) -> Result<Comparison> {
     options.check()?;
     let begun = Instant::now();
-    let directory = &options.programs.directory;
-    std::fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make `{}`", directory.display()))?;
-    let directory = directory.canonicalize()?;
-    let programs = Programs {
-        directory: directory.clone(),
-        fleethold: options.programs.fleethold.canonicalize()?,
-        stock: options.programs.stock.canonicalize().unwrap_or_default(),
-        ..options.programs.clone()
-    };
+    let programs = options.programs.absolute()?;
     (options.progress)("what the machine allows");
     let floors = floors::measure(&programs, options.size.window, &options.databases()).await?;
     let mut comparison = Comparison {
         size: options.size.name,
-        machine: crate::machine::describe(&directory)?,
+        machine: crate::machine::describe(&programs.directory)?,
         systems: options.systems.clone(),
         floors,
         samples: BTreeMap::new(),

@@ -20,7 +20,7 @@
 //!
 //! Callers run in the same process and on the same cores as the store.
 
-mod bed;
+pub(crate) mod bed;
 mod claims;
 mod contacts;
 pub(crate) mod disk;
@@ -33,7 +33,7 @@ mod measure;
 mod memory;
 mod polls;
 mod report;
-mod samples;
+pub(crate) mod samples;
 mod scale;
 mod storing;
 mod streams;
@@ -122,7 +122,7 @@ pub async fn run(options: &Options) -> Result<Report> {
 }
 
 /// What all measurements share.
-struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     scale: Scale,
     directory: &'a Path,
     program: &'a Path,

@@ -40,7 +40,7 @@ pub use pace::Latencies;
 pub use report::Report;
 pub use watch::{ProcessUse, Watched};
 
-pub(crate) use watch::{bytes_in, peak_mib};
+pub(crate) use watch::{bytes_in, peak_mib, written_bytes};
 
 use admin::Admin;
 use agent::{Agent, Surroundings};
@@ -57,6 +57,9 @@ pub const MOST_MESSAGES: u64 = 20_000_000;
 
 /// How many agents connect at the same time.
 const CONNECTING: usize = 32;
+/// How often an agent tries to get ready for a run.
+const MOST_TRIES: u32 = 3;
+const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 /// How much longer than planned a run may take.
 const OVERTIME: Duration = Duration::from_secs(120);
 
@@ -236,19 +239,31 @@ impl Bench {
     }
 }
 
-/// Does something for all agents, some at a time, until one fails.
+/// Does something for all agents, some at a time, until one has failed in vain.
 async fn for_all<T, F: Future<Output = Result<T, failure::Failure>>>(
     agents: Vec<Arc<Agent>>,
     at_once: usize,
     act: impl Fn(Arc<Agent>) -> F,
 ) -> Result<Vec<T>> {
+    let act = &act;
+    // Databases refuse work now and then that must only be tried again.
+    let try_again = |agent: Arc<Agent>| async move {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match act(Arc::clone(&agent)).await {
+                Err(_) if tries < MOST_TRIES => tokio::time::sleep(BETWEEN_TRIES).await,
+                result => return result,
+            }
+        }
+    };
     let mut waiting = agents.into_iter();
-    let mut running: FuturesUnordered<_> = waiting.by_ref().take(at_once).map(&act).collect();
+    let mut running: FuturesUnordered<_> = waiting.by_ref().take(at_once).map(try_again).collect();
     let mut results = Vec::new();
     while let Some(result) = running.next().await {
         results.push(result?);
         if let Some(agent) = waiting.next() {
-            running.push(act(agent));
+            running.push(try_again(agent));
         }
     }
     Ok(results)

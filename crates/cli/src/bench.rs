@@ -85,6 +85,8 @@ pub(crate) enum BenchCommand {
     Soak(MixedArgs),
     /// Compare the stock server with this one on each store, in the same run
     Compare(compare::CompareArgs),
+    /// Count what polls and messages cost the database of each system
+    Cost(compare::CostArgs),
     /// Answer agents with nothing; the floor of a comparison starts it
     #[command(hide = true)]
     Echo {
@@ -239,6 +241,7 @@ impl BenchCommand {
                 (args.load, Mode::Mixed(mixed))
             }
             Self::Compare(args) => return Box::pin(args.run()).await,
+            Self::Cost(args) => return Box::pin(args.run()).await,
             Self::Echo { directory, status } => {
                 return Ok(fleethold_bench::compare::serve_echo(&directory, status).await?);
             }

@@ -334,6 +334,33 @@ fn a_comparison_without_its_programs_or_documents_is_refused() {
     assert!(text.contains("<!-- compare: begin -->"), "{text}");
 }
 
+#[test]
+fn the_cost_card_counts_what_polls_and_messages_cost() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("cost.json");
+    let mut cost = command();
+    cost.args(["bench", "cost", "--quick", "--systems", "sqlite", "--dir"])
+        .arg(dir.path().join("data"))
+        .arg("--json")
+        .arg(&json);
+    let table = finish(&mut cost).data();
+    assert!(
+        table.contains("| idle poll | fleethold, SQLite |"),
+        "{table}"
+    );
+    let card: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    let [poll, one, hundred, down] = &card.as_array().unwrap()[..] else {
+        panic!("{card}");
+    };
+    let number = |cost: &Value, name: &str| cost[name].as_f64().unwrap();
+    for cost in [poll, one] {
+        assert!((number(cost, "syncs") - 1.0).abs() < 1e-9, "{cost}");
+    }
+    assert!((number(hundred, "syncs") - 0.01).abs() < 1e-9, "{hundred}");
+    assert!(number(hundred, "statements") < number(one, "statements"));
+    assert!(number(down, "statements") >= 1.0, "{down}");
+}
+
 fn stock_server() -> PathBuf {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     let venv = std::env::var_os("FLEETHOLD_INTEROP_VENV").unwrap_or("target/interop-venv".into());

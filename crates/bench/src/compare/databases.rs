@@ -81,21 +81,51 @@ impl Server {
             .context("the database's process is unknown")
     }
 
-    /// Returns the URL of the database for this program.
-    pub(crate) fn url(&self) -> String {
+    /// Returns what the server has done so far.
+    pub(crate) async fn counters(&self) -> Result<Counters> {
+        match self.kind {
+            Database::MariaDb => {
+                let mut connection = mysql(&self.url(self.port())).await?;
+                let rows: Vec<(String, String)> = connection.query(MYSQL_STATUS).await?;
+                connection.disconnect().await?;
+                let sum = |names: &[&str]| {
+                    let found = rows.iter().filter(|(name, _)| names.contains(&&**name));
+                    found
+                        .filter_map(|(_, value)| value.parse::<f64>().ok())
+                        .sum()
+                };
+                Ok(Counters {
+                    statements: Some(sum(&["Questions"])),
+                    log_bytes: sum(&["Innodb_os_log_written"]),
+                    syncs: sum(&["Innodb_os_log_fsyncs", "Innodb_data_fsyncs"]),
+                })
+            }
+            Database::Postgres => {
+                let client = postgres_client(&self.url(self.port())).await?;
+                // What other connections have counted is shown a little later.
+                let row = client.query_one(POSTGRES_STATUS, &[]).await?;
+                Ok(Counters {
+                    statements: None,
+                    log_bytes: row.get(0),
+                    syncs: row.get(1),
+                })
+            }
+        }
+    }
+
+    /// Returns the URL of the database for this program, through this port of loopback.
+    pub(crate) fn url(&self, port: u16) -> String {
         let url = match self.kind {
-            Database::MariaDb => mariadb::url(self.port()),
-            Database::Postgres => postgres::url(self.port()),
+            Database::MariaDb => mariadb::url(port),
+            Database::Postgres => postgres::url(port),
         };
         format!("{url}/{NAME}")
     }
 
-    /// Returns the data source name for the stock server.
-    pub(crate) fn data_source(&self) -> String {
+    /// Returns the data source name for the stock server, through this port.
+    pub(crate) fn data_source(&self, port: u16) -> String {
         match self.kind {
-            Database::MariaDb => {
-                format!("fleethold:fleethold@tcp(127.0.0.1:{})/{NAME}", self.port())
-            }
+            Database::MariaDb => format!("fleethold:fleethold@tcp(127.0.0.1:{port})/{NAME}"),
             Database::Postgres => String::new(),
         }
     }
@@ -135,4 +165,19 @@ pub(crate) fn find(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
+/// What a database server counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    /// Statements, if they are counted.
+    pub(crate) statements: Option<f64>,
+    pub(crate) log_bytes: f64,
+    pub(crate) syncs: f64,
+}
+
+const MYSQL_STATUS: &str = "
+    SHOW GLOBAL STATUS WHERE variable_name IN
+        ('Questions', 'Innodb_os_log_written', 'Innodb_os_log_fsyncs', 'Innodb_data_fsyncs')";
+const POSTGRES_STATUS: &str = "
+    SELECT wal_bytes::float8, wal_sync::float8
+    FROM pg_stat_wal";
 const CREATE_DATABASE: &str = "CREATE DATABASE fleet";

@@ -166,7 +166,7 @@ async fn server(database: Database, programs: &Programs, window: Duration) -> Re
     let mut floors = Vec::new();
     match database {
         Database::MariaDb => {
-            let mut connection = mysql(&server.url()).await?;
+            let mut connection = mysql(&server.url(server.port())).await?;
             connection.query_drop(MYSQL_SCHEMA).await?;
             for rows in [1, MANY] {
                 // One statement for all rows, as good clients do.
@@ -188,7 +188,7 @@ async fn server(database: Database, programs: &Programs, window: Duration) -> Re
             connection.disconnect().await?;
         }
         Database::Postgres => {
-            let client = postgres_client(&server.url()).await?;
+            let client = postgres_client(&server.url(server.port())).await?;
             client.batch_execute(POSTGRES_SCHEMA).await?;
             let insert = client.prepare(POSTGRES_INSERT).await?;
             for rows in [1, MANY] {

@@ -14,6 +14,7 @@ use fleethold_proto::fleetspeak::components::{AdminConfig, Config, HttpsConfig};
 use fleethold_proto::fleetspeak::grpcservice;
 use fleethold_proto::fleetspeak::server::{ServerConfig, ServiceConfig};
 use fleethold_proto::{pack, text};
+use fleethold_testdb::Proxy;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
@@ -88,11 +89,28 @@ pub struct Programs {
     pub cores: Option<String>,
 }
 
+impl Programs {
+    /// Makes the directory, and all paths independent of the current one.
+    pub(crate) fn absolute(&self) -> Result<Self> {
+        let directory = &self.directory;
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make `{}`", directory.display()))?;
+        Ok(Self {
+            directory: directory.canonicalize()?,
+            fleethold: self.fleethold.canonicalize()?,
+            // It may be missing where it is not used.
+            stock: self.stock.canonicalize().unwrap_or_default(),
+            cores: self.cores.clone(),
+        })
+    }
+}
+
 /// A system that can be started and stopped with the same data.
 pub(crate) struct Bed {
     pub(crate) system: System,
     programs: Programs,
     database: Option<databases::Server>,
+    proxy: Option<Proxy>,
     directory: TempDir,
     ca_pem: String,
     ports: Ports,
@@ -114,6 +132,15 @@ pub(crate) struct Running {
 impl Bed {
     /// Makes an empty database, certificates and configuration.
     pub(crate) async fn make(system: System, programs: &Programs) -> Result<Self> {
+        Self::make_behind(system, programs, false).await
+    }
+
+    /// As [`make`](Self::make), with a proxy that counts round trips to the database.
+    pub(crate) async fn make_counted(system: System, programs: &Programs) -> Result<Self> {
+        Self::make_behind(system, programs, true).await
+    }
+
+    async fn make_behind(system: System, programs: &Programs, counted: bool) -> Result<Self> {
         let title = system.title();
         let directory = tempfile::Builder::new()
             .prefix(&format!("compare-{}-", system.name()))
@@ -126,6 +153,13 @@ impl Bed {
                 Some(server.with_context(|| format!("{title} has no database"))?)
             }
         };
+        let proxy = match &database {
+            Some(database) if counted => {
+                let target = SocketAddr::from((Ipv4Addr::LOCALHOST, database.port()));
+                Some(Proxy::start(target).await?)
+            }
+            _ => None,
+        };
         let ports = Ports {
             agents: free_port()?,
             admin: free_port()?,
@@ -136,6 +170,7 @@ impl Bed {
             system,
             programs: programs.clone(),
             database,
+            proxy,
             directory,
             ca_pem: authority.ca_pem.clone(),
             ports,
@@ -146,7 +181,8 @@ impl Bed {
 
     fn configure(&self, authority: &Authority) -> Result<()> {
         let address = |port: u16| format!("{HOST}:{port}");
-        let source = self.database.as_ref().map(databases::Server::data_source);
+        let source = self.database.as_ref();
+        let source = source.map(|database| database.data_source(self.database_port(database)));
         let components = Config {
             mysql_data_source_name: source.unwrap_or_default(),
             https_config: Some(HttpsConfig {
@@ -292,9 +328,24 @@ impl Bed {
         command
     }
 
+    fn database_port(&self, database: &databases::Server) -> u16 {
+        let proxy = self.proxy.as_ref();
+        proxy.map_or(database.port(), Proxy::port)
+    }
+
+    /// Returns how many round trips to the database there were, if they are counted.
+    pub(crate) fn round_trips(&self) -> Option<u64> {
+        self.proxy.as_ref().map(Proxy::round_trips)
+    }
+
+    /// Returns the database server, if there is one.
+    pub(crate) fn database(&self) -> Option<&databases::Server> {
+        self.database.as_ref()
+    }
+
     fn store_url(&self) -> String {
         match &self.database {
-            Some(database) => database.url(),
+            Some(database) => database.url(self.database_port(database)),
             None => format!(
                 "sqlite:{}",
                 self.path("data").join("fleethold.db").display()

@@ -198,6 +198,24 @@ fn sample_one(pid: u32, with_ended_children: bool) -> Option<Sample> {
     })
 }
 
+/// Returns the bytes that a process and its descendants have had written to disks.
+pub(crate) fn written_bytes(pid: u32) -> u64 {
+    let children = children();
+    let mut sum = 0;
+    let mut open = vec![pid];
+    while let Some(pid) = open.pop() {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        let line = io
+            .lines()
+            .find_map(|line| line.strip_prefix("write_bytes: "));
+        sum += line
+            .and_then(|bytes| bytes.parse::<u64>().ok())
+            .unwrap_or(0);
+        open.extend(children.get(&pid).into_iter().flatten());
+    }
+    sum
+}
+
 /// Returns the most memory a process ever had resident.
 pub(crate) fn peak_mib(pid: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -6,22 +6,21 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use fleethold_bench::compare::{self, Options, Programs, Size, System};
+use indicatif::ProgressBar;
 
 use super::write;
 use crate::output::{self, Exit, Failure};
 use crate::store::StoreUrl;
 
+/// Which systems are started, and where.
 #[derive(Args, Debug)]
-pub(crate) struct CompareArgs {
+struct SystemArgs {
     /// What to compare [default: all that this program can]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SYSTEM,…")]
     systems: Vec<SystemName>,
     /// Small sizes, some seconds for each system; the figures say little
     #[arg(long)]
     quick: bool,
-    /// How often each work is repeated
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20))]
-    repetitions: Option<u32>,
     /// Where to put all data; the directory decides which disk is measured
     #[arg(long, default_value = "target/compare", value_name = "DIR")]
     dir: PathBuf,
@@ -35,6 +34,15 @@ pub(crate) struct CompareArgs {
     /// The processors for servers and databases, as `taskset` takes them; the generator uses all [default: all]
     #[arg(long, value_name = "LIST")]
     server_cores: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    systems: SystemArgs,
+    /// How often each work is repeated
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20))]
+    repetitions: Option<u32>,
     /// Write everything that was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -47,6 +55,18 @@ pub(crate) struct CompareArgs {
     /// Put the sizing table into this document, between its markers for `sizing`
     #[arg(long, value_name = "FILE")]
     sizing: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CostArgs {
+    #[command(flatten)]
+    systems: SystemArgs,
+    /// Write everything that was measured to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Put the table into this document, between its markers for `cost`
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -82,25 +102,10 @@ impl CompareArgs {
             }
         }
         let progress = output::progress("bench compare".to_owned());
-        let shown = progress.clone();
-        let mut size = if self.quick { Size::QUICK } else { Size::FULL };
+        let mut options = self.systems.options(&progress)?;
         if let Some(repetitions) = self.repetitions {
-            size.repetitions = repetitions;
+            options.size.repetitions = repetitions;
         }
-        let options = Options {
-            systems: self.chosen()?,
-            programs: Programs {
-                fleethold: std::env::current_exe().context("cannot find this program")?,
-                stock: self.stock.clone(),
-                directory: self.dir.clone(),
-                cores: self.server_cores.clone(),
-            },
-            size,
-            progress: Box::new(move |what| shown.set_message(what.to_owned())),
-        };
-        options
-            .check()
-            .map_err(|error| Failure::new(Exit::Usage, error))?;
         let comparison = compare::run(&options).await?;
         progress.finish_and_clear();
         if let Some(file) = &self.json {
@@ -119,6 +124,48 @@ impl CompareArgs {
             put(file, "sizing", &sizing, true)?;
         }
         output::print(&text)
+    }
+}
+
+impl CostArgs {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        if let Some(file) = &self.report {
+            put(file, "cost", "", false)?;
+        }
+        let progress = output::progress("bench cost".to_owned());
+        let options = self.systems.options(&progress)?;
+        let card = compare::cost(&options).await?;
+        progress.finish_and_clear();
+        if let Some(file) = &self.json {
+            write(file, &format!("{:#}\n", card.json()))?;
+        }
+        let text = card.markdown();
+        if let Some(file) = &self.report {
+            put(file, "cost", &text, true)?;
+        }
+        output::print(&text)
+    }
+}
+
+impl SystemArgs {
+    /// Returns what to measure, once all that it needs is there.
+    fn options(&self, progress: &ProgressBar) -> Result<Options, Failure> {
+        let shown = progress.clone();
+        let options = Options {
+            systems: self.chosen()?,
+            programs: Programs {
+                fleethold: std::env::current_exe().context("cannot find this program")?,
+                stock: self.stock.clone(),
+                directory: self.dir.clone(),
+                cores: self.server_cores.clone(),
+            },
+            size: if self.quick { Size::QUICK } else { Size::FULL },
+            progress: Box::new(move |what| shown.set_message(what.to_owned())),
+        };
+        options
+            .check()
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
+        Ok(options)
     }
 
     fn chosen(&self) -> Result<Vec<System>, Failure> {
