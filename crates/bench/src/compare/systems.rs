@@ -316,6 +316,7 @@ impl Bed {
                 for limit in [
                     "--max-enrolments-per-second",
                     "--max-connections-per-second",
+                    "--max-connections-per-address",
                     "--max-agent-messages-per-second",
                 ] {
                     words.extend([limit, "1000000"].map(str::to_owned));

@@ -162,6 +162,11 @@ impl Turn<'_> {
             if work == Work::IngestStreaming {
                 bench.speak(Http::Two, true)?;
             }
+            // More messages at once than a service takes in a second or two
+            // would wait in the store, for minutes.
+            let full = matches!(&mode, Mode::Ingest(ingest) if ingest.messages == 100);
+            let agents = self.options.size.agents;
+            bench.settings.agents = if full { agents.div_ceil(4) } else { agents };
             let Some(report) = self.run(bench, &mode).await else {
                 continue;
             };
@@ -180,6 +185,7 @@ impl Turn<'_> {
                 _ => {}
             }
         }
+        bench.settings.agents = self.options.size.agents;
         bench.speak(Http::One, false)
     }
 
