@@ -81,7 +81,8 @@ CREATE TABLE IF NOT EXISTS messages (
     -- serialised protocol buffers
     validation_info bytea,
     annotations bytea,
-    -- the contact that brought the message; links to later ones are in contact_messages
+    -- the contact of the source that brought the message; other links are in
+    -- contact_messages
     contact_id bytea,
     -- both NULL while the message is pending
     processed_seconds bigint,
@@ -212,8 +213,8 @@ CREATE TABLE IF NOT EXISTS allocations (
 CREATE TABLE IF NOT EXISTS broadcasts_sent (
     client_id bytea NOT NULL,
     broadcast_id bytea NOT NULL,
-    -- carries the broadcast
-    message_id bytea NOT NULL,
+    -- carries the broadcast; NULL: unknown, in a copy of another store
+    message_id bytea,
     PRIMARY KEY (client_id, broadcast_id)
 );
 
@@ -237,4 +238,14 @@ CREATE TABLE IF NOT EXISTS file_chunks (
     chunk integer NOT NULL,
     value bytea NOT NULL,
     PRIMARY KEY (service, name, version, chunk)
+);
+
+-- One row at most: the copy of another store that came into this database.
+CREATE TABLE IF NOT EXISTS copies (
+    source bytea PRIMARY KEY,
+    -- NULL: the copy is finished
+    table_name text,
+    -- NULL: at the beginning of the table
+    place bytea,
+    row_count bigint NOT NULL
 );

@@ -407,7 +407,7 @@ SELECT
     allocations.sent, allocations.message_limit, expiry_nanos,
     EXISTS (SELECT 1 FROM clients WHERE clients.client_id = $2),
     (
-        SELECT message_id FROM broadcasts_sent
+        SELECT coalesce(message_id, ''::bytea) FROM broadcasts_sent
         WHERE broadcasts_sent.client_id = $2 AND broadcasts_sent.broadcast_id = $1
     )
 FROM broadcasts

@@ -168,7 +168,7 @@ pub(crate) fn unknown(operation: &'static str, id: BroadcastId) -> Error {
     Error::not_found(operation, format!("broadcast {id} does not exist"))
 }
 
-fn broadcast_id(operation: &'static str, row: &Row) -> Result<BroadcastId> {
+pub(crate) fn broadcast_id(operation: &'static str, row: &Row) -> Result<BroadcastId> {
     BroadcastId::try_from(row.get::<_, &[u8]>(0))
         .map_err(Box::from)
         .map_err(unreadable(operation))
@@ -186,29 +186,7 @@ async fn create(
         // Who creates in a group comes after who did before, and sees that.
         tx.rows(&LOCK_GROUP, &[&group]).await?;
     }
-    let expiration = record.expiration_time;
-    let value = record.data.as_ref().map_or(&[][..], |data| &data.value);
-    let chunks: Vec<&[u8]> = value.chunks(CHUNK_BYTES).collect();
-    let numbers: Vec<i32> = (0..).take(chunks.len()).collect();
-    let (services, labels) = columns(&record.required_labels);
-    let values: Values<'_> = &[
-        &record.id.as_ref(),
-        &record.source_service.as_bytes(),
-        &record.destination_service.as_ref().map(String::as_bytes),
-        &record.message_type.as_bytes(),
-        &expiration.map(|time| time.seconds),
-        &expiration.map(|time| time.nanos),
-        &group,
-        &record.limit.cast_signed(),
-        &token,
-        &record.data.as_ref().map(|data| data.type_url.as_bytes()),
-        &i32::try_from(chunks.len()).expect("a few"),
-        &services,
-        &labels,
-        &numbers,
-        &chunks,
-    ];
-    if tx.rows(&INSERT, values).await?.is_empty() {
+    if !insert(tx, record, token).await? {
         let made: Vec<Row> = tx.rows(&READ_TOKEN, &[&record.id.as_ref()]).await?;
         // The token is that of an earlier run of this call whose commit was lost.
         if tx.replays() && made.iter().any(|row| row.get::<_, i64>(0) == token) {
@@ -231,6 +209,33 @@ async fn create(
         disable(tx, &replaced).await?;
     }
     Ok(())
+}
+
+/// Inserts a broadcast; returns whether its id was free.
+pub(crate) async fn insert(tx: &Tx, record: &BroadcastRecord, token: i64) -> Worked<bool> {
+    let expiration = record.expiration_time;
+    let value = record.data.as_ref().map_or(&[][..], |data| &data.value);
+    let chunks: Vec<&[u8]> = value.chunks(CHUNK_BYTES).collect();
+    let numbers: Vec<i32> = (0..).take(chunks.len()).collect();
+    let (services, labels) = columns(&record.required_labels);
+    let values: Values<'_> = &[
+        &record.id.as_ref(),
+        &record.source_service.as_bytes(),
+        &record.destination_service.as_ref().map(String::as_bytes),
+        &record.message_type.as_bytes(),
+        &expiration.map(|time| time.seconds),
+        &expiration.map(|time| time.nanos),
+        &record.group_name.as_bytes(),
+        &record.limit.cast_signed(),
+        &token,
+        &record.data.as_ref().map(|data| data.type_url.as_bytes()),
+        &i32::try_from(chunks.len()).expect("a few"),
+        &services,
+        &labels,
+        &numbers,
+        &chunks,
+    ];
+    Ok(!tx.rows(&INSERT, values).await?.is_empty())
 }
 
 /// Ends all allocations of these broadcasts and lets nobody send them any more;
@@ -263,7 +268,11 @@ fn active(operation: &'static str, rows: &[Row]) -> Result<Vec<(BroadcastRecord,
     Ok(list)
 }
 
-fn record(operation: &'static str, id: BroadcastId, row: &Row) -> Result<BroadcastRecord> {
+pub(crate) fn record(
+    operation: &'static str,
+    id: BroadcastId,
+    row: &Row,
+) -> Result<BroadcastRecord> {
     let read = || {
         Ok(BroadcastRecord {
             id,

@@ -68,12 +68,16 @@ impl ContactKey {
 pub(crate) fn ordered_id(time_nanos: i64, random: &Random) -> [u8; ID_BYTES] {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut id = [0; ID_BYTES];
-    // Signed numbers in the order of bytes.
-    let time = time_nanos.cast_unsigned() ^ (1 << 63);
-    id[..8].copy_from_slice(&time.to_be_bytes());
+    id[..8].copy_from_slice(&first_id(time_nanos));
     id[8..12].copy_from_slice(&COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
     random.fill(&mut id[12..]);
     id
+}
+
+/// Returns what sorts before all ids of this time, and after all earlier ones.
+pub(crate) fn first_id(time_nanos: i64) -> [u8; 8] {
+    // Signed numbers in the order of bytes.
+    (time_nanos.cast_unsigned() ^ (1 << 63)).to_be_bytes()
 }
 
 /// A contact that gets recorded now.

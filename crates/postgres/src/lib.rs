@@ -49,6 +49,7 @@ mod contacts;
 mod dropped;
 mod error;
 mod files;
+mod maintenance;
 mod messages;
 mod migrate;
 mod notify;

@@ -556,7 +556,9 @@ SELECT
     message_id, source_client, source_service, source_message_id, destination_client,
     destination_service, message_type, creation_seconds, creation_nanos, validation_info,
     annotations,
-    (SELECT contact_id FROM contacts WHERE contacts.client_id = $16 AND contact_id = $17),
+    CASE WHEN source_client = $16 THEN (
+        SELECT contact_id FROM contacts WHERE contacts.client_id = $16 AND contact_id = $17
+    ) END,
     processed_seconds, processed_nanos, failure
 FROM unnest(
     $1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bytea[],

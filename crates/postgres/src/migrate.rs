@@ -332,7 +332,8 @@ SELECT count(*) FILTER (WHERE NOT (
 FROM unnest(ARRAY[
     'clients', 'client_labels', 'contacts', 'usage_records', 'messages', 'client_pending',
     'server_pending', 'payload_chunks', 'contact_messages', 'broadcasts', 'broadcast_chunks',
-    'broadcast_labels', 'broadcast_groups', 'allocations', 'broadcasts_sent', 'files', 'file_chunks'
+    'broadcast_labels', 'broadcast_groups', 'allocations', 'broadcasts_sent', 'files', 'file_chunks',
+    'copies'
 ]) AS tables (name)";
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub(crate) const LONG_LIST: Type = Type::INT8_ARRAY;
 pub(crate) const INT: Type = Type::INT4;
 pub(crate) const INT_LIST: Type = Type::INT4_ARRAY;
 pub(crate) const REAL: Type = Type::FLOAT4;
+pub(crate) const TEXT: Type = Type::TEXT;
 pub(crate) const BOOL: Type = Type::BOOL;
 
 /// The values of a statement's parameters.

@@ -7,12 +7,17 @@ use fleethold_store::record::{MessageRecord, ResultRecord};
 use fleethold_store::{ClientId, Error, ErrorKind, MessageId};
 use tokio_postgres::Row;
 
-type Unreadable = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Unreadable = Box<dyn std::error::Error + Send + Sync>;
 
 /// Reads a message from the first sixteen columns of a row: those of `messages`
 /// from the id on, then type and value of the data.
 pub(crate) fn message(row: &Row) -> Result<Message, Unreadable> {
-    let record = MessageRecord {
+    record(row).map(MessageRecord::into_message)
+}
+
+/// Reads the record of such a message.
+pub(crate) fn record(row: &Row) -> Result<MessageRecord, Unreadable> {
+    Ok(MessageRecord {
         id: MessageId::try_from(row.try_get::<_, &[u8]>(0)?)?,
         source_client: client(row, 1)?,
         source_service: text(row, 2)?,
@@ -34,8 +39,7 @@ pub(crate) fn message(row: &Row) -> Result<Message, Unreadable> {
             }),
             None => None,
         },
-    };
-    Ok(record.into_message())
+    })
 }
 
 /// Reads processed seconds and nanos and the failure, from column `at` on.
@@ -52,7 +56,7 @@ pub(crate) fn result(row: &Row, at: usize) -> Result<Option<ResultRecord>, Unrea
     }))
 }
 
-fn client(row: &Row, at: usize) -> Result<Option<ClientId>, Unreadable> {
+pub(crate) fn client(row: &Row, at: usize) -> Result<Option<ClientId>, Unreadable> {
     let bytes = row.try_get::<_, Option<&[u8]>>(at)?;
     Ok(bytes.map(ClientId::try_from).transpose()?)
 }

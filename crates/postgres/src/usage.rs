@@ -5,12 +5,15 @@ use std::ops::Range;
 use fleethold_proto::fleetspeak::server::ClientResourceUsageRecord;
 use fleethold_store::record::UsageRecord;
 use fleethold_store::{ClientId, Result};
+use tokio_postgres::Row;
 
 use crate::Shared;
 use crate::clients::unknown;
-use crate::contacts::ordered_id;
+use crate::contacts::{first_id, ordered_id};
+use crate::error::Worked;
 use crate::query::{BOOL, BYTES, INT, LONG, Query, REAL, Values};
 use crate::rows::{self, unreadable};
+use crate::transactions::Tx;
 
 impl Shared {
     pub(crate) async fn insert_usage(
@@ -21,25 +24,7 @@ impl Shared {
     ) -> Result<()> {
         let record_id = ordered_id(record.server_nanos, &self.random);
         self.write(operation, |tx| async move {
-            let values: Values<'_> = &[
-                &id.as_ref(),
-                &record_id.as_slice(),
-                &record.server_nanos,
-                &record.client_nanos,
-                &record.process_start_nanos,
-                &record.scope.as_bytes(),
-                &record.pid,
-                &record.process_terminated,
-                &record.mean_user_cpu_rate,
-                &record.max_user_cpu_rate,
-                &record.mean_system_cpu_rate,
-                &record.max_system_cpu_rate,
-                &record.mean_resident_memory_mib,
-                &record.max_resident_memory_mib,
-                &record.mean_num_fds,
-                &record.max_num_fds,
-            ];
-            if tx.last(&INSERT, values).await?.is_empty() {
+            if !insert(&tx, id, &record_id, record).await? {
                 return Err(unknown(operation, id).into());
             }
             Ok(())
@@ -59,32 +44,57 @@ impl Shared {
         let values: Values<'_> = &[&client.as_ref(), &start.as_slice(), &end.as_slice()];
         let rows = self.read_many(operation, &FETCH, values).await?;
         rows.iter()
-            .map(|row| {
-                let record = UsageRecord {
-                    server_nanos: row.get(0),
-                    client_nanos: row.get(1),
-                    process_start_nanos: row.get(2),
-                    scope: rows::text(row, 3).map_err(unreadable(operation))?,
-                    pid: row.get(4),
-                    process_terminated: row.get(5),
-                    mean_user_cpu_rate: row.get(6),
-                    max_user_cpu_rate: row.get(7),
-                    mean_system_cpu_rate: row.get(8),
-                    max_system_cpu_rate: row.get(9),
-                    mean_resident_memory_mib: row.get(10),
-                    max_resident_memory_mib: row.get(11),
-                    mean_num_fds: row.get(12),
-                    max_num_fds: row.get(13),
-                };
-                Ok(record.into_wire())
-            })
+            .map(|row| Ok(record(operation, row, 0)?.into_wire()))
             .collect()
     }
 }
 
-/// Returns what sorts before all ids of this time.
-fn first_id(time_nanos: i64) -> [u8; 8] {
-    (time_nanos.cast_unsigned() ^ (1 << 63)).to_be_bytes()
+/// Inserts a record; returns whether the client exists.
+pub(crate) async fn insert(
+    tx: &Tx,
+    id: ClientId,
+    record_id: &[u8],
+    record: &UsageRecord,
+) -> Worked<bool> {
+    let values: Values<'_> = &[
+        &id.as_ref(),
+        &record_id,
+        &record.server_nanos,
+        &record.client_nanos,
+        &record.process_start_nanos,
+        &record.scope.as_bytes(),
+        &record.pid,
+        &record.process_terminated,
+        &record.mean_user_cpu_rate,
+        &record.max_user_cpu_rate,
+        &record.mean_system_cpu_rate,
+        &record.max_system_cpu_rate,
+        &record.mean_resident_memory_mib,
+        &record.max_resident_memory_mib,
+        &record.mean_num_fds,
+        &record.max_num_fds,
+    ];
+    Ok(!tx.rows(&INSERT, values).await?.is_empty())
+}
+
+/// Reads a record from column `at` on.
+pub(crate) fn record(operation: &'static str, row: &Row, at: usize) -> Result<UsageRecord> {
+    Ok(UsageRecord {
+        server_nanos: row.get(at),
+        client_nanos: row.get(at + 1),
+        process_start_nanos: row.get(at + 2),
+        scope: rows::text(row, at + 3).map_err(unreadable(operation))?,
+        pid: row.get(at + 4),
+        process_terminated: row.get(at + 5),
+        mean_user_cpu_rate: row.get(at + 6),
+        max_user_cpu_rate: row.get(at + 7),
+        mean_system_cpu_rate: row.get(at + 8),
+        max_system_cpu_rate: row.get(at + 9),
+        mean_resident_memory_mib: row.get(at + 10),
+        max_resident_memory_mib: row.get(at + 11),
+        mean_num_fds: row.get(at + 12),
+        max_num_fds: row.get(at + 13),
+    })
 }
 
 const INSERT: Query = Query {

@@ -245,6 +245,7 @@ impl Harness for Kind {
             conflicts: true,
             // Statistics of the server come late; `plans` counts what a claim reads.
             counts_work: false,
+            maintains: true,
         }
     }
 
@@ -258,19 +259,25 @@ impl Harness for Kind {
         options.isolation = self.isolation;
         options.on_commit = self.on_commit.map(|on_commit| on_commit());
         (self.change)(&mut options);
-        let open = {
+        let open_store = {
             let clock = Arc::clone(&clock);
             move || {
                 let clock = Arc::clone(&clock);
                 let store = PostgresStore::open(options.clone(), clock, Arc::clone(&random));
-                async move {
-                    let store = store.await.expect("the database can be opened");
-                    Arc::new(store) as Arc<dyn Store>
-                }
+                async move { Arc::new(store.await.expect("the database can be opened")) }
             }
         };
+        let open = {
+            let open_store = open_store.clone();
+            move || {
+                let store = open_store();
+                async move { store.await as Arc<dyn Store> }
+            }
+        };
+        let store = open_store().await;
         let (damaged, locked) = (database.url.clone(), database.url.clone());
-        Bed::new(open().await, clock)
+        Bed::new(Arc::clone(&store) as Arc<dyn Store>, clock)
+            .with_maintenance(store)
             .with_guard(database)
             .with_reopen(open.clone())
             .with_second(open)
