@@ -11,5 +11,5 @@ use bed::Kind;
 use fleethold_postgres::Isolation;
 
 fn main() -> ExitCode {
-    fleethold_conformance::run_model(Kind::new("postgres", Isolation::ReadCommitted))
+    fleethold_conformance::run_model_of(Kind::new("postgres", Isolation::ReadCommitted), 100)
 }
