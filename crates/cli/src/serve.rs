@@ -52,7 +52,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, default_value = "127.0.0.1:6061", value_name = "HOST:PORT", value_parser = host_port)]
     #[arg(conflicts_with = "components_config")]
     admin_listen: String,
-    /// The store, sqlite:PATH; if not given, fleethold.db in the data directory
+    /// The store, sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; if not given, fleethold.db in the data directory
     #[arg(
         long,
         env = "FLEETHOLD_STORE",

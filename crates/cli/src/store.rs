@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use fleethold_postgres::{PostgresOptions, PostgresStore};
 use fleethold_sqlite::{OpenError, SqliteOptions, SqliteStore};
 use fleethold_store::{Clock, Maintenance, Random};
 
 pub(crate) use self::commands::StoreCommand;
-pub(crate) use self::url::StoreUrl;
+pub(crate) use self::url::{ServerUrl, StoreUrl};
 use crate::output::{Exit, Failure};
 
 impl StoreUrl {
@@ -32,6 +33,11 @@ impl StoreUrl {
                     .map_err(|error| unopened(path, error))?;
                 Ok(Arc::new(store))
             }
+            Self::Postgres(url) => {
+                let options = postgres_options(url)?;
+                let store = PostgresStore::open(options, clock, random).await;
+                Ok(Arc::new(store.map_err(postgres_unopened)?))
+            }
         }
     }
 
@@ -42,9 +48,24 @@ impl StoreUrl {
                 let message = format!("there is no database `{}`", path.display());
                 Err(Failure::failed(message).hint("check the path; nothing was made"))
             }
-            Self::Sqlite(_) => Ok(()),
+            Self::Sqlite(_) | Self::Postgres(_) => Ok(()),
         }
     }
+}
+
+/// Reads what a URL of a PostgreSQL database says.
+pub(crate) fn postgres_options(url: &ServerUrl) -> Result<PostgresOptions, Failure> {
+    PostgresOptions::from_url(&url.0)
+        .map_err(|error| Failure::new(Exit::Usage, error).context("cannot use --store"))
+}
+
+fn postgres_unopened(error: fleethold_postgres::OpenError) -> Failure {
+    let exit = match error {
+        // A database server that starts together with this one is there soon.
+        fleethold_postgres::OpenError::Unreachable { .. } => Exit::Temporary,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error).context("cannot open the store")
 }
 
 fn unopened(path: &Path, error: OpenError) -> Failure {

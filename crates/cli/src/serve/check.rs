@@ -13,7 +13,7 @@ use serde_json::json;
 use super::plan::{self, Plan};
 use super::{ServeArgs, not_started};
 use crate::output::{self, Exit, Failure};
-use crate::store::StoreUrl;
+use crate::store::{StoreUrl, postgres_options};
 
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
@@ -151,7 +151,10 @@ fn read_services(config: &mut Config, path: &Path) -> Result<(), Failure> {
 
 /// Checks that a store can be opened or made, without doing so.
 fn check_store(store: &StoreUrl) -> Result<(), Failure> {
-    let StoreUrl::Sqlite(path) = store;
+    let path = match store {
+        StoreUrl::Sqlite(path) => path,
+        StoreUrl::Postgres(url) => return postgres_options(url).map(drop),
+    };
     let failed = |error: std::io::Error, hint: &str| {
         let error = anyhow!(error).context(format!("cannot use database `{}`", path.display()));
         Err(Failure::new(Exit::Usage, error).hint(hint))

@@ -201,8 +201,10 @@ impl Plan {
                 );
             }
         } else {
-            let StoreUrl::Sqlite(path) = &self.store;
-            lines.push(format!("data     {}", path.display()));
+            lines.push(match &self.store {
+                StoreUrl::Sqlite(path) => format!("data     {}", path.display()),
+                other => format!("data     {other}"),
+            });
             lines.extend(
                 server
                     .agents_addr()

@@ -10,6 +10,34 @@ use std::str::FromStr;
 pub(crate) enum StoreUrl {
     /// A database file of the embedded store.
     Sqlite(PathBuf),
+    /// A database of a PostgreSQL server.
+    Postgres(ServerUrl),
+}
+
+/// The URL of a database server, which may hold a password.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct ServerUrl(pub(crate) String);
+
+/// Shows scheme, user, host and database.
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = self.0.split_once('?').map_or(&self.0[..], |(url, _)| url);
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        // A password may hold any sign that stands for itself elsewhere.
+        match rest.rsplit_once('@') {
+            Some((login, place)) => {
+                let user = login.split_once(':').map_or(login, |(user, _)| user);
+                write!(f, "{scheme}://{user}@{place}")
+            }
+            None => write!(f, "{scheme}://{rest}"),
+        }
+    }
+}
+
+impl fmt::Debug for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl FromStr for StoreUrl {
@@ -21,7 +49,8 @@ impl FromStr for StoreUrl {
         };
         match scheme {
             "sqlite" => {}
-            "mysql" | "mariadb" | "postgres" | "postgresql" => {
+            "postgres" | "postgresql" => return Ok(Self::Postgres(ServerUrl(url.to_owned()))),
+            "mysql" | "mariadb" => {
                 return Err(format!(
                     "{scheme} comes with a later version; write sqlite:PATH"
                 ));
@@ -48,6 +77,7 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(url) => write!(f, "{url}"),
         }
     }
 }
@@ -65,6 +95,21 @@ mod tests {
             ("sqlite://data/fleet.db", "data/fleet.db"),
         ] {
             assert_eq!(url.parse(), Ok(StoreUrl::Sqlite(path.into())), "{url}");
+        }
+    }
+
+    #[test]
+    fn urls_of_servers_are_shown_without_their_passwords() {
+        for (url, shown) in [
+            (
+                "postgres://u:p@ss@h:5432/db?sslmode=require&password=p",
+                "postgres://u@h:5432/db",
+            ),
+            ("postgresql://u@h/db", "postgresql://u@h/db"),
+        ] {
+            let url = url.parse::<StoreUrl>().unwrap();
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), format!("Postgres({shown})"));
         }
     }
 

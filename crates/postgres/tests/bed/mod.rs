@@ -1,13 +1,19 @@
 //! Databases of their own on a PostgreSQL server that tests share.
 #![allow(dead_code, reason = "each test target uses its part")]
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use fleethold_conformance::{Bed, Capabilities, Harness};
 use fleethold_postgres::{Isolation, OnCommit, PostgresOptions, PostgresStore};
-use fleethold_store::{Clock, ManualClock, MessageId, Random, Store, SystemClock};
+use fleethold_proto::fleetspeak::{Address, Message, MessageResult};
+use fleethold_proto::{Any, Timestamp};
+use fleethold_store::{
+    ClientId, Clock, ContactData, ManualClock, MessageId, Random, Store, SystemClock,
+};
+use fleethold_testdb::Proxy;
 use fleethold_testdb::postgres::{self, Postgres};
 use tokio_postgres::{Client, NoTls};
 
@@ -197,6 +203,113 @@ async fn template(admin: &Client, server_url: &str) -> String {
         .await
         .expect("the lock is ours");
     name
+}
+
+/// A database behind a proxy.
+pub(crate) struct Proxied {
+    pub(crate) proxy: Proxy,
+    pub(crate) database: Database,
+}
+
+impl Proxied {
+    pub(crate) async fn new() -> Self {
+        let database = Database::new().await;
+        let server = SocketAddr::from(([127, 0, 0, 1], port(&database.url)));
+        Self {
+            proxy: Proxy::start(server).await.expect("a free port"),
+            database,
+        }
+    }
+
+    /// Returns options that lead through the proxy, without hints.
+    pub(crate) fn options(&self) -> PostgresOptions {
+        let port = format!(":{}/", port(&self.database.url));
+        let through = self
+            .database
+            .url
+            .replace(&port, &format!(":{}/", self.proxy.port()));
+        let url = format!("{through}?sslmode=disable&pool_size=2&listen=off");
+        PostgresOptions::from_url(&url).expect("a URL")
+    }
+}
+
+fn port(url: &str) -> u16 {
+    let place = url.rsplit_once('/').map_or(url, |(server, _)| server);
+    let port = place
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse().ok());
+    port.expect("the URL of a test server names its port")
+}
+
+pub(crate) const CLIENT: ClientId = ClientId::new([1; 8]);
+
+pub(crate) fn id(number: u64) -> MessageId {
+    let mut bytes = [7; 32];
+    bytes[..8].copy_from_slice(&number.to_be_bytes());
+    MessageId::new(bytes)
+}
+
+pub(crate) fn to_client(number: u64) -> Message {
+    Message {
+        message_id: id(number).to_bytes(),
+        source: Some(Address {
+            service_name: "here".into(),
+            ..Address::default()
+        }),
+        destination: Some(Address {
+            client_id: CLIENT.to_bytes(),
+            service_name: "there".into(),
+        }),
+        message_type: "test".into(),
+        creation_time: Some(seconds(1)),
+        data: Some(Any {
+            type_url: "test".into(),
+            value: vec![1; 100].into(),
+        }),
+        ..Message::default()
+    }
+}
+
+/// A message from the client that was processed already.
+pub(crate) fn processed(number: u64) -> Message {
+    Message {
+        source: to_client(number).destination,
+        destination: to_client(number).source,
+        result: Some(success()),
+        data: None,
+        ..to_client(number)
+    }
+}
+
+pub(crate) fn success() -> MessageResult {
+    MessageResult {
+        processed_time: Some(seconds(5)),
+        ..MessageResult::default()
+    }
+}
+
+fn seconds(seconds: i64) -> Timestamp {
+    Timestamp { seconds, nanos: 0 }
+}
+
+pub(crate) fn contact() -> ContactData {
+    ContactData {
+        client_id: CLIENT,
+        nonce_sent: 1,
+        nonce_received: 2,
+        addr: "192.0.2.1".into(),
+        client_clock: None,
+        streaming_to: None,
+        labels: Vec::new(),
+    }
+}
+
+pub(crate) fn ids_of(messages: &[Message]) -> Vec<MessageId> {
+    let id = |message: &Message| MessageId::try_from(&message.message_id[..]);
+    messages
+        .iter()
+        .map(|message| id(message).expect("an id"))
+        .collect()
 }
 
 /// How the suite opens stores.
