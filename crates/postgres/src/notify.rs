@@ -174,7 +174,7 @@ fn hear(
                 .ok()
                 .and_then(|text| text.parse().ok());
             // Nobody may listen.
-            drop(client.map(|client: ClientId| heard.send(client)));
+            let _ = client.map(|client: ClientId| heard.send(client));
         }
     }
 }
