@@ -6,6 +6,7 @@ mod inherit;
 mod notifications;
 mod operation;
 mod plan;
+mod retention;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,10 +19,12 @@ use fleethold_proto::fleetspeak::server::ServiceConfig;
 use fleethold_proto::pack;
 use fleethold_server::config::split_listen;
 use fleethold_server::{Server, StartError};
-use fleethold_store::{Clock, Random, Store};
+use fleethold_store::{Clock, Maintenance, Random, Store};
 use tokio::signal::unix::Signal;
+use tokio::task::JoinHandle;
 
 use self::operation::Reloader;
+use self::retention::RetentionArgs;
 use crate::admin::host_port;
 use crate::logging::LogArgs;
 use crate::output::{self, Exit, Failure};
@@ -80,6 +83,8 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     operation: operation::OperationArgs,
     #[command(flatten)]
+    retention: RetentionArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -90,6 +95,8 @@ struct Running {
     /// Keeps the data directory locked.
     plan: plan::Plan,
     reloader: Reloader,
+    /// Removes what is old; no task if everything is kept.
+    retention: Option<JoinHandle<()>>,
 }
 
 pub(crate) async fn run(args: ServeArgs, clock: Arc<dyn Clock>) -> Result<(), Failure> {
@@ -142,43 +149,47 @@ async fn start(
     random: Arc<Random>,
 ) -> Result<Running, Failure> {
     let operation = args.operation.clone();
+    let retention = args.retention;
     let mut plan = plan::Plan::new(args, &*clock, &random)?;
     let reloader = Reloader::new(operation, &plan.config);
+    let retention = retention.of_store(plan.store.retention())?;
     agents::allow_open_files(&mut plan.config.limits);
     let names = std::env::var("LISTEN_FDNAMES").ok();
     inherit::take(&mut plan.config, names.as_deref())?;
     for warning in &plan.config.warnings {
         tracing::warn!("{warning}");
     }
-    let store: Arc<dyn Store> = plan
+    let maintained = plan
         .store
         .open(Arc::clone(&clock), Arc::clone(&random))
         .await?;
-    let server = match Server::start(plan.config.clone(), Arc::clone(&store), clock, random).await {
+    let store: Arc<dyn Store> = Arc::<dyn Maintenance>::clone(&maintained);
+    let config = plan.config.clone();
+    let started = Server::start(
+        config,
+        Arc::clone(&store),
+        Arc::clone(&clock),
+        Arc::clone(&random),
+    );
+    let server = match started.await {
         Ok(server) => server,
         Err(error) => {
             let _ = store.close().await;
             return Err(not_started(error));
         }
     };
-    let running = match plan.announce(&server).and_then(|text| output::print(&text)) {
-        Ok(()) => Running {
-            server,
-            store,
-            plan,
-            reloader,
-        },
-        Err(failure) => {
-            let _ = stop(Running {
-                server,
-                store,
-                plan,
-                reloader,
-            })
-            .await;
-            return Err(failure);
-        }
+    let mut running = Running {
+        server,
+        store,
+        reloader,
+        retention: RetentionArgs::start(retention, maintained, clock, &random),
+        plan,
     };
+    let announced = running.plan.announce(&running.server);
+    if let Err(failure) = announced.and_then(|text| output::print(&text)) {
+        let _ = stop(running).await;
+        return Err(failure);
+    }
     let address = |address: Option<SocketAddr>| address.map(tracing::field::display);
     tracing::info!(
         agents = address(running.server.agents_addr()),
@@ -195,7 +206,12 @@ async fn stop(running: Running) -> Result<(), Failure> {
         store,
         plan,
         reloader: _,
+        retention,
     } = running;
+    if let Some(task) = retention {
+        // A step that is under way is done or not done.
+        task.abort();
+    }
     server.stop().await;
     let closed = store.close().await;
     drop(plan);

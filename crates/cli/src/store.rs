@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use fleethold_postgres::{PostgresOptions, PostgresStore};
 use fleethold_sqlite::{OpenError, SqliteOptions, SqliteStore};
+use fleethold_store::maintenance::Retention;
 use fleethold_store::{Clock, Maintenance, Random};
 
 pub(crate) use self::commands::StoreCommand;
@@ -39,6 +40,12 @@ impl StoreUrl {
                 Ok(Arc::new(store.map_err(postgres_unopened)?))
             }
         }
+    }
+
+    /// Returns how long a store of this kind keeps what grows with time; `None`
+    /// if it removes nothing by itself.
+    pub(crate) fn retention(&self) -> Option<Retention> {
+        matches!(self, Self::Sqlite(_)).then(Retention::default)
     }
 
     /// Refuses a store that is certainly not there; opening it would make it.

@@ -42,6 +42,8 @@ pub struct Capabilities {
     pub counts_work: bool,
     /// The store can be copied, checked and measured; see [`Bed::with_maintenance`].
     pub maintains: bool,
+    /// The store has leases and removes what is old, besides.
+    pub forgets: bool,
 }
 
 /// A store of its own for one case.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::server::Broadcast;
-use fleethold_store::maintenance::{CopyError, Progress, Table, compare, copy};
+use fleethold_store::maintenance::{
+    CopyError, EXPIRED, Lease, Old, Progress, Removed, Table, compare, copy,
+};
 use fleethold_store::{
     BROADCAST_UNLIMITED, ClientData, Clock, ErrorKind, Maintenance, ManualClock, MemoryStore,
     Random, Store,
@@ -13,8 +15,8 @@ use fleethold_store::{
 use tokio::sync::oneshot;
 
 use crate::samples::{
-    C1, C2, SERVICE, WITH_DATA, broadcast, broadcast_id, client_id, contact, failure, ids_of,
-    label, message_id, seconds, success, to_client, to_server, usage_report,
+    C1, C2, SERVICE, WITH_DATA, at, broadcast, broadcast_id, client_id, contact, failure, ids_of,
+    label, message_id, seconds, success, to_client, to_server, usage_report, with_result,
 };
 use crate::{Bed, cases};
 
@@ -24,6 +26,10 @@ cases![
     an_interrupted_copy_goes_on_where_it_was if maintains,
     a_copy_never_mixes_with_other_rows if maintains,
     a_healthy_store_has_no_findings if maintains,
+    only_one_holder_has_a_lease if forgets,
+    what_is_old_is_removed_and_nothing_else if forgets,
+    old_rows_are_removed_step_by_step if forgets,
+    lost_lease_removes_nothing if forgets,
 ];
 
 /// Stores something in every table, in many variants.
@@ -317,4 +323,169 @@ async fn a_healthy_store_has_no_findings(bed: Bed) {
     assert_eq!(findings[0].examples, [message_id(400).to_string()]);
     let read = bed.store.get_messages(&[message_id(400)], WITH_DATA).await;
     assert_eq!(read.unwrap().len(), 1, "a check changes nothing");
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn lease(bed: &Bed) -> Lease {
+    let held = bed.maintenance().hold_lease("retention", 1, MINUTE).await;
+    held.unwrap().expect("nobody else has it")
+}
+
+/// Removes everything old of a kind, in one step.
+async fn remove_old(bed: &Bed, what: Old, age: Duration) -> u64 {
+    let before = bed.clock.now() - age;
+    let lease = lease(bed).await;
+    let removed = bed
+        .maintenance()
+        .remove_old(what, before, None, 1_000, &lease)
+        .await
+        .unwrap();
+    assert_eq!(removed.next, None, "that was all");
+    removed.rows
+}
+
+async fn rows(bed: &Bed, table: Table) -> u64 {
+    let sizes = bed.maintenance().sizes().await.unwrap();
+    let found = sizes.rows.iter().find(|(other, _)| *other == table);
+    found.expect("a size of every table").1
+}
+
+async fn only_one_holder_has_a_lease(bed: Bed) {
+    let store = bed.maintenance();
+    let first = store.hold_lease("a", 1, MINUTE).await.unwrap();
+    let first = first.expect("a new lease");
+    assert_eq!((first.name.as_str(), first.holder), ("a", 1));
+    assert_eq!(store.hold_lease("a", 2, MINUTE).await.unwrap(), None);
+    let other = store.hold_lease("b", 2, MINUTE).await.unwrap();
+    assert!(other.is_some(), "another lease");
+    bed.clock.advance(MINUTE / 2);
+    let kept = store.hold_lease("a", 1, MINUTE).await.unwrap();
+    assert_eq!(kept, Some(first.clone()), "kept");
+    bed.clock.advance(MINUTE / 2);
+    let early = store.hold_lease("a", 2, MINUTE).await.unwrap();
+    assert_eq!(early, None, "it was kept until later");
+    bed.clock.advance(MINUTE / 2);
+    let taken = store.hold_lease("a", 2, MINUTE).await.unwrap();
+    let taken = taken.expect("the lease is over");
+    assert!(taken.fence > first.fence, "{taken:?}");
+    assert_eq!(store.hold_lease("a", 1, MINUTE).await.unwrap(), None);
+}
+
+async fn what_is_old_is_removed_and_nothing_else(bed: Bed) {
+    const DAY: Duration = Duration::from_secs(86_400);
+    fill(&*bed.store, &bed.clock).await;
+    for what in [Old::Contacts, Old::Usage] {
+        assert_eq!(remove_old(&bed, what, DAY).await, 0, "{what:?}: too young");
+    }
+    bed.clock.advance(DAY);
+    bed.store.record_client_contact(&contact(C2)).await.unwrap();
+    bed.store
+        .record_resource_usage_data(C2, &usage_report())
+        .await
+        .unwrap();
+    assert_eq!(remove_old(&bed, Old::Contacts, DAY / 2).await, 2);
+    assert_eq!(bed.store.list_client_contacts(C1).await.unwrap(), []);
+    assert_eq!(bed.store.list_client_contacts(C2).await.unwrap().len(), 1);
+    assert_eq!(rows(&bed, Table::Links).await, 0);
+    assert_eq!(remove_old(&bed, Old::Usage, DAY / 2).await, 2);
+    assert_eq!(rows(&bed, Table::Usage).await, 1);
+
+    // What is done, by the time of the result; results are of seconds 50 and 51.
+    assert_eq!(rows(&bed, Table::Messages).await, 73);
+    let age = bed.clock.now().duration_since(at(51)).unwrap();
+    assert_eq!(remove_old(&bed, Old::Messages, age).await, 1);
+    assert_eq!(rows(&bed, Table::Messages).await, 72);
+    let known: Vec<_> = (100..102).map(message_id).collect();
+    assert_eq!(ids_of(&bed.read(&known).await), [known[1]]);
+    bed.send(&[to_client(100, C1)]).await;
+    assert_eq!(
+        bed.read(&known).await.len(),
+        2,
+        "a removed id is free again"
+    );
+
+    // What waits for clients fails; what waits for the server stays.
+    let age = bed.clock.now().duration_since(at(43)).unwrap();
+    let pending = bed.pending(&[C1, C2]).await.len() as u64;
+    assert_eq!(remove_old(&bed, Old::Pending, age).await, pending);
+    assert_eq!(bed.pending(&[C1, C2]).await, []);
+    let expired = bed.store.get_message_result(message_id(110)).await;
+    let expired = expired.unwrap().expect("a result");
+    assert_eq!(
+        (expired.failed, &expired.failed_reason[..]),
+        (true, EXPIRED)
+    );
+    bed.clock.advance(DAY);
+    assert_eq!(bed.claim_on_server().await.len(), 30);
+    assert_eq!(bed.maintenance().check().await.unwrap(), []);
+
+    // The rest goes with time, but for what is pending and the newest.
+    let left = rows(&bed, Table::Messages).await;
+    let removed = remove_old(&bed, Old::Messages, DAY / 2).await;
+    assert!(removed >= left - 31, "{removed} of {left}");
+    let contact = bed.store.record_client_contact(&contact(C1)).await.unwrap();
+    let ids = [message_id(1)];
+    let linked = bed.store.link_messages_to_contact(&contact, &ids).await;
+    linked.unwrap();
+    assert_eq!(bed.store.list_client_contacts(C1).await.unwrap().len(), 1);
+    assert_eq!(
+        rows(&bed, Table::Links).await,
+        1,
+        "no old link has come back"
+    );
+}
+
+async fn old_rows_are_removed_step_by_step(bed: Bed) {
+    bed.add_client(C1).await;
+    let done: Vec<_> = (0..25)
+        .map(|number| with_result(&to_client(number, C1), success(50)))
+        .collect();
+    bed.send(&done).await;
+    let waiting: Vec<_> = (50..75).map(|number| to_client(number, C1)).collect();
+    bed.send(&waiting).await;
+    let lease = lease(&bed).await;
+    for what in [Old::Messages, Old::Pending] {
+        let (mut removed, mut place, mut steps) = (0, None, 0);
+        loop {
+            let step = bed
+                .maintenance()
+                .remove_old(what, at(60), place.as_ref(), 10, &lease)
+                .await
+                .unwrap();
+            assert!(step.rows <= 10, "{step:?}");
+            removed += step.rows;
+            steps += 1;
+            assert!(steps < 20, "it ends");
+            place = step.next;
+            if place.is_none() {
+                break;
+            }
+        }
+        assert_eq!(removed, 25, "{what:?}");
+        assert!(steps >= 3, "{steps} steps");
+    }
+}
+
+async fn lost_lease_removes_nothing(bed: Bed) {
+    fill(&*bed.store, &bed.clock).await;
+    let old = lease(&bed).await;
+    bed.clock.advance(2 * MINUTE);
+    let store = bed.maintenance();
+    let taken = store.hold_lease("retention", 2, MINUTE).await;
+    let taken = taken.unwrap().expect("the old one is over");
+    let now = bed.clock.now();
+    for what in Old::ALL {
+        let refused = store.remove_old(what, now, None, 10, &old).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Transient);
+    }
+    assert_eq!(rows(&bed, Table::Usage).await, 2, "nothing was removed");
+    let removed = store.remove_old(Old::Usage, now, None, 10, &taken).await;
+    assert_eq!(
+        removed.unwrap(),
+        Removed {
+            rows: 2,
+            next: None
+        }
+    );
 }

@@ -19,6 +19,7 @@ impl Harness for Memory {
         Capabilities {
             shares: true,
             maintains: true,
+            forgets: true,
             ..Capabilities::default()
         }
     }

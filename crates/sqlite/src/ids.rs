@@ -244,7 +244,7 @@ WHERE message_ids.hash = ?1 AND messages.message_id = ?2";
 ///
 /// Six bytes are the shortest of SQLite's integers that keep chance collisions
 /// rare: one in 10⁶ look-ups among 10⁸ messages.
-fn hash(id: MessageId) -> i64 {
+pub(crate) fn hash(id: MessageId) -> i64 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let hash = id.as_bytes().chunks_exact(8).fold(0_u64, |hash, word| {
         let word = u64::from_be_bytes(word.try_into().expect("a chunk of eight"));

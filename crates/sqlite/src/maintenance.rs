@@ -3,11 +3,14 @@
 mod check;
 mod export;
 mod import;
+mod old;
+
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use fleethold_store::Result;
 use fleethold_store::maintenance::{
-    Cursor, Finding, Maintenance, Page, Progress, Row, Sizes, Table,
+    Cursor, Finding, Lease, Maintenance, Old, Page, Progress, Removed, Row, Sizes, Table,
 };
 
 use crate::SqliteStore;
@@ -58,5 +61,42 @@ impl Maintenance for SqliteStore {
 
     async fn sizes(&self) -> Result<Sizes> {
         self.shared.read("sizes", check::sizes).await
+    }
+
+    async fn hold_lease(
+        &self,
+        name: &str,
+        holder: u64,
+        duration: Duration,
+    ) -> Result<Option<Lease>> {
+        let name = name.to_owned();
+        self.shared
+            .write("hold_lease", move |tx| {
+                old::hold_lease(tx, &name, holder, duration)
+            })
+            .await
+    }
+
+    async fn remove_old(
+        &self,
+        what: Old,
+        before: SystemTime,
+        after: Option<&Cursor>,
+        limit: usize,
+        lease: &Lease,
+    ) -> Result<Removed> {
+        const OPERATION: &str = "remove_old";
+        let step = old::Step {
+            what,
+            before,
+            after: after.cloned(),
+            limit,
+        };
+        let lease = lease.clone();
+        self.shared
+            .write(OPERATION, move |tx| {
+                old::remove(tx, OPERATION, &step, &lease)
+            })
+            .await
     }
 }

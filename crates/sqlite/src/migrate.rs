@@ -20,7 +20,7 @@ const APPLICATION_ID: i32 = 0x464c_4844;
 /// All migrations, oldest first. A published one never changes.
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_initial.sql"),
-    include_str!("../migrations/0002_copies.sql"),
+    include_str!("../migrations/0002_maintenance.sql"),
 ];
 
 /// Refuses a file that is no database of ours or newer, without touching it.

@@ -29,6 +29,7 @@ impl Harness for Sqlite {
             conflicts: true,
             counts_work: true,
             maintains: true,
+            forgets: true,
         }
     }
 

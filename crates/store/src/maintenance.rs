@@ -6,8 +6,10 @@
 
 mod compare;
 mod copy;
+mod retention;
 
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +18,7 @@ use fleethold_proto::fleetspeak::Label;
 
 pub use self::compare::{Comparison, compare};
 pub use self::copy::{CopyError, copy};
+pub use self::retention::{Retention, RetentionTask};
 
 use crate::Store;
 use crate::error::{Error, ErrorKind, Outcome, Result};
@@ -62,6 +65,46 @@ pub trait Maintenance: Store {
 
     /// Counts what is stored. Reads everything, which takes its time.
     async fn sizes(&self) -> Result<Sizes>;
+
+    /// Takes a lease, or keeps it, until `duration` from now; `None` while
+    /// somebody else has it.
+    ///
+    /// Of all processes on one database, one has the lease; whoever writes for
+    /// it says so with the lease, and is refused once somebody else has it.
+    ///
+    /// # Errors
+    /// `NotSupported` by a store without leases, which need not have this method.
+    async fn hold_lease(
+        &self,
+        _name: &str,
+        _holder: u64,
+        _duration: Duration,
+    ) -> Result<Option<Lease>> {
+        Err(unsupported("hold_lease"))
+    }
+
+    /// Looks at the next rows after a place, at most `limit`, and removes those
+    /// that are older than `before`; see [`Old`].
+    ///
+    /// # Errors
+    /// `Transient` if the lease is somebody else's; `InvalidArgument` for a
+    /// place of another store; `NotSupported` by a store that keeps everything,
+    /// which need not have this method. Nothing is removed then.
+    async fn remove_old(
+        &self,
+        _what: Old,
+        _before: SystemTime,
+        _after: Option<&Cursor>,
+        _limit: usize,
+        _lease: &Lease,
+    ) -> Result<Removed> {
+        Err(unsupported("remove_old"))
+    }
+}
+
+fn unsupported(operation: &'static str) -> Error {
+    let detail = "this store removes nothing by itself";
+    Error::new(ErrorKind::NotSupported, operation, detail)
 }
 
 /// The tables every store has, whatever it calls them.
@@ -364,6 +407,57 @@ impl Progress {
         let detail = "somebody else copies into this store at the same time";
         Err(Error::new(ErrorKind::Transient, operation, detail).with_outcome(Outcome::NotApplied))
     }
+}
+
+/// The right to do what only one process should do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What for.
+    pub name: String,
+    /// Whose; a random number.
+    pub holder: u64,
+    /// Grows whenever the lease goes to somebody else.
+    pub fence: u64,
+}
+
+impl Lease {
+    /// Makes the error of a write under a lease that is lost, for backends.
+    pub fn lost(&self, operation: &'static str) -> Error {
+        let detail = format!("the lease {} belongs to another process now", self.name);
+        Error::new(ErrorKind::Transient, operation, detail).with_outcome(Outcome::NotApplied)
+    }
+}
+
+/// What grows with time, and what of it can be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Old {
+    /// Contacts, by their time, with their links. The newest of the store stays.
+    Contacts,
+    /// Resource usage records, by the time they came.
+    Usage,
+    /// Messages with a result, by the time of the result. The newest of the
+    /// store stays.
+    Messages,
+    /// Messages that wait for clients, by their creation: they are not removed,
+    /// but fail, with the reason [`EXPIRED`].
+    Pending,
+}
+
+impl Old {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Contacts, Self::Usage, Self::Messages, Self::Pending];
+}
+
+/// The reason in the result of a message that waited too long for its client.
+pub const EXPIRED: &str = "Expired: the client did not fetch it in time.";
+
+/// What became of old rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// How many were removed, or failed.
+    pub rows: u64,
+    /// Where to go on; `None` when no old row is left behind this place.
+    pub next: Option<Cursor>,
 }
 
 /// How many rows of a kind of problem are named.

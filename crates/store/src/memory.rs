@@ -9,7 +9,9 @@ mod files;
 mod maintenance;
 mod messages;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -17,7 +19,7 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use crate::Store;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::maintenance::Progress;
+use crate::maintenance::{Lease, Progress};
 use crate::processor::ProcessorSlot;
 use crate::random::Random;
 use crate::stats::StoreStats;
@@ -131,6 +133,8 @@ struct State {
     files: files::Files,
     /// The copy that came into this store.
     imported: Option<Progress>,
+    /// With the time each ends.
+    leases: BTreeMap<String, (Lease, SystemTime)>,
 }
 
 impl Shared {

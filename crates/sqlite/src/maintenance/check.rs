@@ -81,13 +81,6 @@ WHERE due_micros IS NOT NULL AND destination_client IS NOT NULL
 AND destination_client NOT IN (SELECT client_id FROM clients)",
     ),
     (
-        "messages in contacts that do not exist",
-        "\
--- check (links)
-SELECT lower(hex(message_id)) FROM messages
-WHERE contact IS NOT NULL AND contact NOT IN (SELECT contact FROM contacts)",
-    ),
-    (
         "broadcasts whose allocations do not add up to what is allocated",
         "\
 -- check (allocations)

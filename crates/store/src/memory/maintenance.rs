@@ -1,20 +1,24 @@
 //! Moving, checking and measuring what is in memory.
 
+use std::time::{Duration, SystemTime};
+
 use async_trait::async_trait;
 use bytes::Bytes;
+use fleethold_proto::Timestamp;
 use fleethold_proto::fleetspeak::Label;
 
 use super::{MemoryStore, State, broadcasts, clients, messages};
-use crate::clock::{epoch_nanos, from_epoch_nanos};
+use crate::clock::{epoch_nanos, from_epoch_nanos, timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::StoredFile;
 use crate::ids::ClientId;
 use crate::limits::MAX_CLAIM_BYTES;
 use crate::maintenance::{
-    AllocationRow, BroadcastRow, ClientRow, ContactKey, ContactRow, Cursor, FileRow, Finding,
-    LinkRow, MOST_EXAMPLES, Maintenance, MessageRow, Page, Progress, Row, SentRow, Sizes, Table,
+    AllocationRow, BroadcastRow, ClientRow, ContactKey, ContactRow, Cursor, EXPIRED, FileRow,
+    Finding, Lease, LinkRow, MOST_EXAMPLES, Maintenance, MessageRow, Old, Page, Progress, Removed,
+    Row, SentRow, Sizes, Table,
 };
-use crate::record::ContactRecord;
+use crate::record::{ContactRecord, ResultRecord};
 
 #[async_trait]
 impl Maintenance for MemoryStore {
@@ -120,9 +124,134 @@ impl Maintenance for MemoryStore {
             })
         })
     }
+
+    async fn hold_lease(
+        &self,
+        name: &str,
+        holder: u64,
+        duration: Duration,
+    ) -> Result<Option<Lease>> {
+        let now = self.shared.clock.now();
+        self.shared.with("hold_lease", |state| {
+            let held = state.leases.get(name);
+            let fence = match held {
+                Some((lease, _)) if lease.holder == holder => lease.fence,
+                Some((_, end)) if *end > now => return Ok(None),
+                Some((lease, _)) => lease.fence + 1,
+                None => 1,
+            };
+            let lease = Lease {
+                name: name.to_owned(),
+                holder,
+                fence,
+            };
+            let entry = (lease.clone(), now + duration);
+            state.leases.insert(name.to_owned(), entry);
+            Ok(Some(lease))
+        })
+    }
+
+    async fn remove_old(
+        &self,
+        what: Old,
+        before: SystemTime,
+        _after: Option<&Cursor>,
+        limit: usize,
+        lease: &Lease,
+    ) -> Result<Removed> {
+        const OPERATION: &str = "remove_old";
+        let now = timestamp(self.shared.clock.now());
+        self.shared.with(OPERATION, |state| {
+            match state.leases.get(&lease.name) {
+                Some((held, _)) if held == lease => {}
+                _ => return Err(lease.lost(OPERATION)),
+            }
+            let rows = state.remove_old(what, before, limit, now);
+            Ok(Removed {
+                rows: rows as u64,
+                // What is removed is first: the next ones are there, too.
+                next: (rows == limit).then(Bytes::new),
+            })
+        })
+    }
 }
 
 impl State {
+    /// Removes at most `limit` old rows and returns how many.
+    fn remove_old(&mut self, what: Old, before: SystemTime, limit: usize, now: Timestamp) -> usize {
+        let nanos = epoch_nanos(before);
+        let end = timestamp(before);
+        let is_old = |time: &Timestamp| (time.seconds, time.nanos) < (end.seconds, end.nanos);
+        let mut left = limit;
+        match what {
+            Old::Contacts => {
+                let newest = self.clients.contacts;
+                for client in self.clients.rows.values_mut() {
+                    client.contacts.retain(|(time_nanos, number), _| {
+                        let old = *time_nanos < nanos && *number < newest && left > 0;
+                        left -= usize::from(old);
+                        if old {
+                            self.messages.links.retain(|(contact, _)| contact != number);
+                        }
+                        !old
+                    });
+                }
+            }
+            Old::Usage => {
+                for client in self.clients.rows.values_mut() {
+                    client.usage.retain(|record| {
+                        let old = record.server_nanos < nanos && left > 0;
+                        left -= usize::from(old);
+                        !old
+                    });
+                }
+            }
+            Old::Messages => {
+                let old: Vec<_> = self
+                    .messages
+                    .rows
+                    .iter()
+                    .filter(|(_, row)| {
+                        let result = row.record.result.as_ref();
+                        result.is_some_and(|result| is_old(&result.processed_time))
+                    })
+                    .map(|(id, _)| *id)
+                    .take(limit)
+                    .collect();
+                left -= old.len();
+                for id in old {
+                    self.messages.rows.remove(&id);
+                    self.messages.links.retain(|(_, message)| *message != id);
+                }
+            }
+            Old::Pending => {
+                let old: Vec<_> = self
+                    .messages
+                    .rows
+                    .iter()
+                    .filter(|(_, row)| {
+                        let record = &row.record;
+                        row.pending.is_some()
+                            && record.destination_client.is_some()
+                            && is_old(&record.creation_time)
+                    })
+                    .map(|(id, _)| *id)
+                    .take(limit)
+                    .collect();
+                left -= old.len();
+                for id in old {
+                    let failure = Some(EXPIRED.to_owned());
+                    let result = ResultRecord {
+                        processed_time: now,
+                        failure,
+                    };
+                    self.messages.set_result(id, result);
+                }
+            }
+        }
+        limit - left
+    }
+
     fn rows(&self, table: Table) -> Vec<Row> {
         let contacts = || {
             self.clients.rows.values().flat_map(|row| {

@@ -293,7 +293,7 @@ impl Messages {
         self.rows.insert(record.id, Row { record, pending });
     }
 
-    fn set_result(&mut self, id: MessageId, result: ResultRecord) {
+    pub(super) fn set_result(&mut self, id: MessageId, result: ResultRecord) {
         let Some(row) = self.rows.get_mut(&id) else {
             return;
         };
