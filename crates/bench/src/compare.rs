@@ -247,10 +247,4 @@ impl Comparison {
         let floor = self.floors.iter().find(|floor| floor.name == name);
         floor.map(|floor| floor.value)
     }
-
-    /// Returns how many messages went wrong on this program, and how many
-    /// notes say that something could not be measured.
-    pub fn problems(&self) -> usize {
-        self.notes.len()
-    }
 }

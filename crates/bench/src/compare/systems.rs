@@ -181,8 +181,13 @@ impl Bed {
 
     fn configure(&self, authority: &Authority) -> Result<()> {
         let address = |port: u16| format!("{HOST}:{port}");
-        let source = self.database.as_ref();
-        let source = source.map(|database| database.data_source(self.database_port(database)));
+        // This program is told by `--store`.
+        let source = match (self.system, &self.database) {
+            (System::Stock, Some(database)) => {
+                Some(database.data_source(self.database_port(database)))
+            }
+            _ => None,
+        };
         let components = Config {
             mysql_data_source_name: source.unwrap_or_default(),
             https_config: Some(HttpsConfig {
