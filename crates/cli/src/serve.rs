@@ -29,7 +29,7 @@ use crate::admin::host_port;
 use crate::logging::LogArgs;
 use crate::output::{self, Exit, Failure};
 use crate::signals::Signals;
-use crate::store::StoreUrl;
+use crate::store::{StoreUrl, Takeover, check_takeover};
 
 pub(crate) use check::{CheckArgs, run as check_config};
 pub(crate) use plan::{read, server_name, shell_word, wrong_config};
@@ -55,7 +55,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, default_value = "127.0.0.1:6061", value_name = "HOST:PORT", value_parser = host_port)]
     #[arg(conflicts_with = "components_config")]
     admin_listen: String,
-    /// The store, sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; if not given, fleethold.db in the data directory
+    /// The store, sqlite:PATH, postgres://USER:PASSWORD@HOST/DATABASE or mysql://…; if not given, fleethold.db in the data directory
     #[arg(
         long,
         env = "FLEETHOLD_STORE",
@@ -63,6 +63,9 @@ pub(crate) struct ServeArgs {
         value_name = "URL"
     )]
     store: Option<StoreUrl>,
+    /// What to do with a database that a stock server has made; without this it is refused
+    #[arg(long, value_name = "WHAT")]
+    takeover: Option<Takeover>,
     /// A service of this server: a name, and where its program listens for gRPC; may be given several times
     #[arg(long = "service", value_name = "NAME=HOST:PORT", value_parser = service)]
     services: Vec<ServiceConfig>,
@@ -101,6 +104,9 @@ struct Running {
 
 pub(crate) async fn run(args: ServeArgs, clock: Arc<dyn Clock>) -> Result<(), Failure> {
     args.log.install()?;
+    if args.takeover == Some(Takeover::Check) {
+        return check_takeover(&plan::store_of(args)?).await;
+    }
     let mut signals = Signals::install()?;
     let mut hang_up = Signals::hang_up()?;
     let random = Arc::new(Random::from_os());
@@ -148,7 +154,7 @@ async fn start(
     clock: Arc<dyn Clock>,
     random: Arc<Random>,
 ) -> Result<Running, Failure> {
-    let operation = args.operation.clone();
+    let (operation, takeover) = (args.operation.clone(), args.takeover);
     let retention = args.retention;
     let mut plan = plan::Plan::new(args, &*clock, &random)?;
     let reloader = Reloader::new(operation, &plan.config);
@@ -161,7 +167,7 @@ async fn start(
     }
     let maintained = plan
         .store
-        .open(Arc::clone(&clock), Arc::clone(&random))
+        .open_with(takeover, Arc::clone(&clock), Arc::clone(&random))
         .await?;
     let store: Arc<dyn Store> = Arc::<dyn Maintenance>::clone(&maintained);
     let config = plan.config.clone();

@@ -89,6 +89,10 @@ pub fn addresses(input: &[u8]) {
             let path = path.to_str().expect("it was text");
             assert!(!path.is_empty() && text.starts_with("sqlite:") && text.ends_with(path));
         }
+        Ok(StoreUrl::Mysql(name)) => {
+            assert!(text.ends_with(name.expose()));
+            assert!(name.to_string().len() <= text.len());
+        }
         // At most the part before the first colon, which holds no password.
         Err(error) => {
             let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme);

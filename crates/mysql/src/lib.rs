@@ -53,6 +53,7 @@ mod dsn;
 mod error;
 mod files;
 mod incoming;
+mod maintenance;
 mod messages;
 mod migrate;
 mod pool;

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::plan::{self, Plan};
 use super::{ServeArgs, not_started};
 use crate::output::{self, Exit, Failure};
-use crate::store::{StoreUrl, postgres_options};
+use crate::store::{StoreUrl, parse, postgres_options};
 
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
@@ -154,6 +154,7 @@ fn check_store(store: &StoreUrl) -> Result<(), Failure> {
     let path = match store {
         StoreUrl::Sqlite(path) => path,
         StoreUrl::Postgres(url) => return postgres_options(url).map(drop),
+        StoreUrl::Mysql(name) => return parse(name).map(drop),
     };
     let failed = |error: std::io::Error, hint: &str| {
         let error = anyhow!(error).context(format!("cannot use database `{}`", path.display()));

@@ -12,7 +12,7 @@ use rustls::pki_types::ServerName;
 use super::ServeArgs;
 use crate::data_dir::DataDir;
 use crate::output::{Exit, Failure};
-use crate::store::StoreUrl;
+use crate::store::{DataSourceName, StoreUrl};
 
 /// A start that is ready to happen.
 pub(super) struct Plan {
@@ -80,14 +80,9 @@ impl Plan {
                 config.warnings.push(warning.to_owned());
                 store
             }
-            (None, named) => {
-                let problem = match named {
-                    Some(_) => {
-                        "field `mysql_data_source_name` is not supported yet, MySQL comes with a later version"
-                    }
-                    None => "no store is named",
-                };
-                let error = format!("`{}`: {problem}", components.display());
+            (None, Some(name)) => StoreUrl::Mysql(DataSourceName::new(name)),
+            (None, None) => {
+                let error = format!("`{}`: no store is named", components.display());
                 return Err(Failure::usage(error)
                     .hint("pass --store sqlite:PATH to use the embedded store"));
             }
@@ -214,6 +209,17 @@ impl Plan {
         }
         lines.push("ready    stop with Ctrl-C or SIGTERM".to_owned());
         Ok(lines.join("\n") + "\n")
+    }
+}
+
+/// Returns the store that these arguments name, without starting anything.
+pub(super) fn store_of(args: ServeArgs) -> Result<StoreUrl, Failure> {
+    match (args.components_config.clone(), args.store.clone()) {
+        (_, Some(store)) => Ok(store),
+        (Some(components), None) => Ok(Plan::from_upstream(args, &components)?.store),
+        (None, None) => Err(Failure::usage(
+            "--takeover needs --store or --components-config",
+        )),
     }
 }
 

@@ -255,7 +255,7 @@ async fn open_existing(
     url: &StoreUrl,
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<dyn Maintenance>, Failure> {
-    url.check_exists()?;
+    url.check_exists().await?;
     open(url, clock).await
 }
 

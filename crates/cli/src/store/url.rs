@@ -12,6 +12,8 @@ pub(crate) enum StoreUrl {
     Sqlite(PathBuf),
     /// A database of a PostgreSQL server.
     Postgres(ServerUrl),
+    /// A database on a MySQL or MariaDB server.
+    Mysql(DataSourceName),
 }
 
 /// The URL of a database server, which may hold a password.
@@ -40,25 +42,59 @@ impl fmt::Debug for ServerUrl {
     }
 }
 
+/// What a driver needs to connect, passwords included; never shows them.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct DataSourceName(String);
+
+impl DataSourceName {
+    pub(crate) fn new(name: String) -> Self {
+        Self(name)
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DataSourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What precedes the last @ is user and password, and what follows a
+        // question mark is nobody's name.
+        let place = self.0.rsplit_once('@').map_or_else(
+            || {
+                self.0
+                    .split_once("//")
+                    .map_or(self.0.as_str(), |(_, place)| place)
+            },
+            |(_, place)| place,
+        );
+        f.write_str(place.split('?').next().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for DataSourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl FromStr for StoreUrl {
     type Err = String;
 
     fn from_str(url: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = url.split_once(':') else {
-            return Err("write sqlite:PATH".to_owned());
+            return Err(WRITE.to_owned());
         };
         match scheme {
             "sqlite" => {}
             "postgres" | "postgresql" => return Ok(Self::Postgres(ServerUrl(url.to_owned()))),
             "mysql" | "mariadb" => {
-                return Err(format!(
-                    "{scheme} comes with a later version; write sqlite:PATH"
-                ));
+                // The stock server's form stands behind the scheme, too.
+                let name = if rest.starts_with("//") { url } else { rest };
+                return Ok(Self::Mysql(DataSourceName::new(name.to_owned())));
             }
             _ => {
-                return Err(format!(
-                    "there is no store of kind `{scheme}`; write sqlite:PATH"
-                ));
+                return Err(format!("there is no store of kind `{scheme}`; {WRITE}"));
             }
         }
         match rest.strip_prefix("//").unwrap_or(rest) {
@@ -72,12 +108,15 @@ impl FromStr for StoreUrl {
     }
 }
 
+const WRITE: &str = "write sqlite:PATH, postgres://USER:PASSWORD@HOST/DATABASE or mysql://…";
+
 /// Never shows a password.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
             Self::Postgres(url) => write!(f, "{url}"),
+            Self::Mysql(name) => write!(f, "mysql:{name}"),
         }
     }
 }
@@ -114,13 +153,38 @@ mod tests {
     }
 
     #[test]
+    fn databases_are_named_in_both_forms_and_never_shown_with_their_passwords() {
+        for (url, name, shown) in [
+            (
+                "mysql://u:p@h/db?tls=true",
+                "mysql://u:p@h/db?tls=true",
+                "mysql:h/db",
+            ),
+            ("mariadb://h/db", "mariadb://h/db", "mysql:h/db"),
+            (
+                "mysql:u:p@tcp(h:3306)/db",
+                "u:p@tcp(h:3306)/db",
+                "mysql:tcp(h:3306)/db",
+            ),
+        ] {
+            let parsed: StoreUrl = url.parse().unwrap();
+            assert_eq!(
+                parsed,
+                StoreUrl::Mysql(DataSourceName::new(name.into())),
+                "{url}"
+            );
+            assert_eq!(parsed.to_string(), shown, "{url}");
+            assert!(!format!("{parsed:?}").contains("u:p"), "{url}");
+        }
+    }
+
+    #[test]
     fn other_stores_are_refused_with_what_to_write() {
         for (url, problem) in [
             ("fleet.db", "write"),
             ("sqlite:", "has no path"),
             ("sqlite://", "has no path"),
             ("sqlite::memory:", "would lose"),
-            ("mysql://u:p@h/db", "later version"),
             ("redis://h", "no store of kind `redis`"),
         ] {
             let error = url.parse::<StoreUrl>().unwrap_err();
