@@ -141,7 +141,10 @@ fn database_that_cannot_be_reached_is_named_without_its_password() {
     assert!(messages.contains("check host, port"), "{messages}");
     assert!(!messages.contains("secret"), "{messages}");
     for (name, problem) in [
-        ("mysql:user:secret@tcp(h)/db?sql_mode=ANSI", "parameter `sql_mode`"),
+        (
+            "mysql:user:secret@tcp(h)/db?sql_mode=ANSI",
+            "parameter `sql_mode`",
+        ),
         ("mysql://user:secret@h", "names no database"),
         ("mysql:user:secret@pipe(h)/db", "protocol `pipe`"),
     ] {

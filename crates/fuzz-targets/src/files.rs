@@ -89,6 +89,7 @@ pub fn addresses(input: &[u8]) {
             let path = path.to_str().expect("it was text");
             assert!(!path.is_empty() && text.starts_with("sqlite:") && text.ends_with(path));
         }
+        Ok(StoreUrl::Postgres(url)) => assert_eq!(url.0, text),
         Ok(StoreUrl::Mysql(name)) => {
             assert!(text.ends_with(name.expose()));
             assert!(name.to_string().len() <= text.len());

@@ -1,4 +1,5 @@
-//! Runs the suite of all stores on MariaDB, at each level of isolation.
+//! Runs the suite of all stores on MariaDB; with `FLEETHOLD_LONG=1` at each
+//! level of isolation.
 
 mod bed;
 
