@@ -171,6 +171,7 @@ impl Harness for Mysql {
             conflicts: true,
             counts_work: true,
             maintains: false,
+            forgets: false,
         }
     }
 
