@@ -1,4 +1,8 @@
 //! What calls cost: round trips, rows read, rows locked; and which SQL they use.
+#![expect(
+    clippy::print_stdout,
+    reason = "the measured figures are worth reading"
+)]
 
 mod bed;
 

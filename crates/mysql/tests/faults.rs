@@ -1,4 +1,8 @@
 //! What is lost when connections break, servers end and commits go unanswered: nothing.
+#![expect(
+    clippy::print_stdout,
+    reason = "the measured figures are worth reading"
+)]
 
 mod bed;
 
