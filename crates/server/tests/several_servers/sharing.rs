@@ -108,6 +108,52 @@ async fn broadcasts_reach_agents_of_all_servers_once_and_their_limit_is_exact() 
     }
 }
 
+#[tokio::test]
+async fn old_server_leaves_a_shared_port_and_everybody_is_served_by_it_or_by_the_new_one() {
+    const AGENTS: usize = 40;
+    let fleet = Installation::new();
+    let old = fleet
+        .server(&[Part::Agents], |config| config.reuse_port = true)
+        .await;
+    let port = old.agents_addr().unwrap();
+    let new = fleet
+        .server(&[Part::Agents], |config| {
+            config.reuse_port = true;
+            config.agents.as_mut().unwrap().listen = port.to_string();
+        })
+        .await;
+    assert_eq!(new.agents_addr(), Some(port));
+    let agents: Vec<_> = (0..AGENTS)
+        .map(|_| Agent::new(port, &fleet.authority))
+        .collect();
+    // The system gives some to the one and some to the other.
+    let mut connections = Vec::new();
+    for agent in &agents {
+        connections.push(agent.connect(http::Version::HTTP_11).await);
+    }
+    let contact = fleethold_proto::fleetspeak::ContactData::default();
+    let polls = async {
+        for (agent, connection) in agents.iter().zip(&mut connections) {
+            let poll = agent::post("/message", agent.wrap(&contact));
+            let answer = connection.send(poll).await.expect("an answer");
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+    };
+    let served = "fleetspeak_server_client_polls_total";
+    soon("polls", Box::pin(polls)).await;
+    let by_old = metric(&old, served, "POLL").await;
+    assert!(by_old > 0.0, "the old one has a part of the connections");
+    assert!(metric(&new, served, "POLL").await > 0.0, "and the new one");
+    old.stop().await;
+    // Who connects now, finds the new one.
+    for agent in &agents {
+        agent.poll(&contact).await;
+    }
+    let expected = 2.0 * AGENTS as f64 - by_old;
+    assert_eq!(metric(&new, served, "POLL").await, expected);
+    new.stop().await;
+}
+
 /// Hands on the ids of what it gets.
 struct BackEnd(mpsc::UnboundedSender<Bytes>);
 
