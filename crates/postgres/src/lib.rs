@@ -135,6 +135,10 @@ impl Store for PostgresStore {
         Ok(())
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     async fn stats(&self) -> Result<StoreStats> {
         let now_micros = epoch_micros(self.shared.clock.now());
         let (overdue, oldest_micros) = self.shared.overdue_for_server(now_micros).await?;
