@@ -1,12 +1,12 @@
 //! Several servers on one store: messages reach agents wherever they are, and
 //! nothing happens twice (protocol specification section 3.9, P-167, P-214).
 //!
-//! The servers share a store in memory; that real processes do the same on a
-//! database is tested end to end.
+//! The servers share a store in memory, except in `mariadb`.
 
 #[path = "../agent/mod.rs"]
 mod agent;
 mod listener;
+mod mariadb;
 mod peers;
 mod sharing;
 
