@@ -11,6 +11,7 @@ mod blacklisting;
 mod broadcasts;
 mod command_line;
 mod configuration;
+mod databases;
 mod enrolment;
 mod files;
 mod grr;

@@ -34,11 +34,16 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a server with more arguments of `fleethold serve`.
+    pub(crate) fn start_with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let listen = free_address();
         let admin = free_address();
         let service = ServerSideService::start(dir.path(), &listen, &admin);
-        let server = Server::start(&dir.path().join("server"), &listen, &admin);
+        let server = Server::start(&dir.path().join("server"), &listen, &admin, more);
         Self {
             service,
             server,

@@ -24,7 +24,7 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server whose data lies in `dir`, with an echo service at
     /// `service` and the admin interface at `admin`.
-    pub(crate) fn start(dir: &Path, service: &str, admin: &str) -> Self {
+    pub(crate) fn start(dir: &Path, service: &str, admin: &str, more: &[&str]) -> Self {
         fs::create_dir_all(dir).expect("a directory for the server");
         // Other servers would look for new broadcasts once or twice a minute.
         fs::write(
@@ -39,7 +39,10 @@ impl Server {
             ["--admin-listen".to_owned(), admin.to_owned()],
             ["--service".to_owned(), format!("{ECHO}={service}")],
         ]
-        .concat();
+        .into_iter()
+        .flatten()
+        .chain(more.iter().map(|argument| (*argument).to_owned()))
+        .collect();
         Self::start_with(dir, arguments, listen, admin.to_owned())
     }
 
