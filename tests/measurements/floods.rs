@@ -1,5 +1,5 @@
 //! How a server bears floods: bombs, slow connections, handshakes, new keys and
-//! wrong tokens (S3 to S6 and S12 of docs/limits.md).
+//! wrong tokens (S3 to S6 and S12 of docs/security.md).
 //!
 //! Run it with `scripts/measure-limits floods`; more arguments choose: bombs,
 //! slow, handshakes, enrolments, tokens. The server runs in a process of its

@@ -85,6 +85,18 @@ impl StoreUrl {
         matches!(self, Self::Sqlite(_)).then(Retention::default)
     }
 
+    /// Names the store so that nobody takes it for another one: a relative path
+    /// means another file in another directory.
+    fn whereabouts(&self) -> String {
+        match self {
+            Self::Sqlite(path) => {
+                let absolute = path.canonicalize().or_else(|_| std::path::absolute(path));
+                Self::Sqlite(absolute.unwrap_or_else(|_| path.clone())).to_string()
+            }
+            Self::Postgres(_) => self.to_string(),
+        }
+    }
+
     /// Refuses a store that is certainly not there; opening it would make it.
     async fn check_exists(&self) -> Result<(), Failure> {
         match self {

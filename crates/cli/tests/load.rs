@@ -12,7 +12,7 @@ use http::Version;
 use load::{Installation, Server, announce, many, open_streams, poll_times, send_without_pause};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_streams_cost_little_memory() {
+async fn p_232_idle_streams_cost_little_memory() {
     for (version, deflate) in [
         (Version::HTTP_11, false),
         (Version::HTTP_11, true),

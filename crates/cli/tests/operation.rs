@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fleethold_proto::fleetspeak::components::{Config as Components, HttpsConfig};
@@ -17,15 +18,21 @@ use support::{Serving, command, run};
 const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
 const OTHER: &str = "d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa";
 
+/// Starts a server that `alice` may read from, with a token in a file; returns both files, too.
+fn start_for_alice(dir: &Path) -> (Serving, PathBuf, PathBuf) {
+    let (access, token) = (dir.join("access"), dir.join("token"));
+    fs::write(&access, format!("token alice {SECRET} read\n")).unwrap();
+    fs::write(&token, "secret\n").unwrap();
+    let access_arg = access.to_str().unwrap();
+    let server = Serving::start_with(&dir.join("data"), &["--admin-access", access_arg]);
+    (server, access, token)
+}
+
 #[test]
 fn access_file_is_asked_and_read_again_on_sighup() {
     let dir = tempfile::tempdir().unwrap();
-    let access = dir.path().join("access");
-    let token = dir.path().join("token");
-    fs::write(&access, format!("token alice {SECRET} read\n")).unwrap();
-    fs::write(&token, "secret\n").unwrap();
-    let (access_arg, token_arg) = (access.to_str().unwrap(), token.to_str().unwrap());
-    let mut server = Serving::start_with(&dir.path().join("data"), &["--admin-access", access_arg]);
+    let (mut server, access, token) = start_for_alice(dir.path());
+    let token_arg = token.to_str().unwrap();
 
     let refused = server.run(&["client", "list"]).failure(1);
     assert!(refused.contains("token"), "{refused}");
@@ -53,6 +60,21 @@ fn access_file_is_asked_and_read_again_on_sighup() {
     for secret in ["secret", SECRET, OTHER] {
         assert!(!log.contains(secret), "{log}");
     }
+}
+
+#[test]
+fn s12_calls_do_not_read_the_access_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, access, token) = start_for_alice(dir.path());
+    let token_arg = token.to_str().unwrap();
+    fs::remove_file(&access).unwrap();
+    let list = ["client", "list", "--admin-token-file", token_arg];
+    server.run(&list).data();
+    fs::write(&token, "other").unwrap();
+    server.run(&list).failure(1);
+    fs::write(&token, "secret").unwrap();
+    server.run(&list).data();
+    server.stop();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use fleethold_sqlite::{SqliteOptions, SqliteStore};
 use fleethold_store::{ClientData, ClientId, ClientStore, ManualClock, Random, Store};
 use serde_json::json;
-use support::run;
+use support::{command, finish, run};
 
 fn url(path: &Path) -> String {
     format!("sqlite:{}", path.display())
@@ -50,6 +50,7 @@ fn store_is_copied_compared_and_copied_no_second_time() {
     fill_more(&from);
     let failure = run(copy).failure(1);
     assert!(failure.contains("client 00ffffffffffffff"), "{failure}");
+    assert!(!failure.contains('\\'), "{failure}");
     assert!(
         failure.contains("hint: rows that were written"),
         "{failure}"
@@ -79,6 +80,41 @@ fn copies_that_would_mix_stores_are_refused() {
     assert!(failure.contains("the same store"), "{failure}");
     let stats = run(["store", "stats", "--store", &to, "--json"]).json();
     assert_eq!(stats["tables"]["clients"], 2, "nothing was changed");
+}
+
+#[test]
+fn a_copy_does_not_go_on_with_another_store_of_the_same_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = url(&dir.path().join("to.db"));
+    let copy = |from: &str| {
+        let here = dir.path().join(from);
+        let mut copy = command();
+        copy.current_dir(here)
+            .args(["store", "copy", "--from", "sqlite:fleet.db", "--to", &to]);
+        finish(&mut copy)
+    };
+    for (number, place) in (1..).zip(["one", "two"]) {
+        std::fs::create_dir(dir.path().join(place)).unwrap();
+        fill(&dir.path().join(place).join("fleet.db"), number);
+    }
+    copy("one").data();
+    let failure = copy("two").failure(1);
+    assert!(failure.contains("part of a copy of sqlite:"), "{failure}");
+    assert!(failure.contains("/one/fleet.db"), "{failure}");
+    // The same store by another name is the same.
+    copy("one").data();
+    let again = format!("sqlite:{}/two/../one/fleet.db", dir.path().display());
+    run(["store", "copy", "--from", &again, "--to", &to]).data();
+    let failure = run([
+        "store",
+        "copy",
+        "--from",
+        &again,
+        "--to",
+        &url(&dir.path().join("one/fleet.db")),
+    ]);
+    let failure = failure.failure(2);
+    assert!(failure.contains("the same store"), "{failure}");
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn commands_without_a_server_are_temporary_failures() {
 }
 
 #[test]
-fn database_that_cannot_be_reached_is_named_without_its_password() {
+fn s18_database_that_cannot_be_reached_is_named_without_its_password() {
     let dir = tempfile::tempdir().unwrap();
     let components = dir.path().join("server.components.config");
     fs::write(
@@ -157,7 +157,7 @@ fn database_that_cannot_be_reached_is_named_without_its_password() {
 }
 
 #[test]
-fn wrong_configuration_names_file_place_and_remedy() {
+fn p_211_and_213_wrong_configuration_exits_with_file_place_and_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let components = dir.path().join("components.config");
     let path = components.to_str().unwrap();

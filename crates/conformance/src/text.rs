@@ -24,8 +24,8 @@ cases![
     f_14_limits_of_messages_hold_to_the_character,
     f_17_hostile_text_in_labels_is_kept_or_refused,
     f_18_hostile_text_in_contacts_never_cuts_a_client_off,
-    hostile_names_of_files_are_kept_or_refused,
-    hostile_text_in_broadcasts_is_kept_or_refused,
+    s15_hostile_names_of_files_are_kept_or_refused,
+    s15_hostile_text_in_broadcasts_is_kept_or_refused,
     f_21_hostile_scope_is_kept_or_cut,
 ];
 
@@ -49,6 +49,8 @@ fn hostile() -> Vec<String> {
         "\u{FEFF}a",
         "\u{202E}a",
         "'\"\\;--%_",
+        "x'); DELETE FROM clients; --",
+        "x\\'); DELETE FROM clients; #",
         "\u{0}",
         "a\u{0}b",
         "a\u{0}",
@@ -267,7 +269,7 @@ async fn f_18_hostile_text_in_contacts_never_cuts_a_client_off(bed: Bed) {
     }
 }
 
-async fn hostile_names_of_files_are_kept_or_refused(bed: Bed) {
+async fn s15_hostile_names_of_files_are_kept_or_refused(bed: Bed) {
     let mut kept: Vec<(String, String)> = Vec::new();
     for text in hostile() {
         for (service, name) in [("service", text.as_str()), (&text, "name")] {
@@ -291,7 +293,7 @@ async fn hostile_names_of_files_are_kept_or_refused(bed: Bed) {
     }
 }
 
-async fn hostile_text_in_broadcasts_is_kept_or_refused(bed: Bed) {
+async fn s15_hostile_text_in_broadcasts_is_kept_or_refused(bed: Bed) {
     for (number, text) in (1..).zip(hostile()) {
         let given = Broadcast {
             source: Some(address(None, &text)),

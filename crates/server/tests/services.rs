@@ -312,7 +312,7 @@ async fn p_054_source_message_ids_of_any_length_are_accepted() {
 }
 
 #[tokio::test]
-async fn p_112_kill_notification_is_accepted() {
+async fn p_112_kill_notification_without_content_fails() {
     let bed = Bed::start().await;
     let agent = bed.agent();
     let notification = KillNotification {

@@ -53,8 +53,15 @@ pub(super) fn expand(
     if path.is_empty() || path.ends_with('/') {
         return Err(format!("is `{text}`, which names no file"));
     }
-    std::path::absolute(&path)
-        .map_err(|error| format!("is `{text}`, which cannot be used: {error}"))
+    let path = std::path::absolute(&path)
+        .map_err(|error| format!("is `{text}`, which cannot be used: {error}"))?;
+    match path.to_str() {
+        // Everything that is made names its files, and does so in UTF-8.
+        None => Err(format!(
+            "is `{text}`, and the current directory is not UTF-8; write the whole path"
+        )),
+        Some(_) => Ok(path),
+    }
 }
 
 fn value(name: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {

@@ -64,8 +64,8 @@ impl StoreCommand {
 }
 
 async fn copy(args: CopyArgs, clock: Arc<dyn Clock>) -> Result<(), Failure> {
-    let source = args.from.to_string();
-    if source == args.to.to_string() {
+    let source = args.from.whereabouts();
+    if source == args.to.whereabouts() {
         return Err(Failure::usage("--from and --to name the same store"));
     }
     let from = open_existing(&args.from, &clock).await?;
@@ -128,8 +128,8 @@ async fn copy_and_compare(
         return Ok((done, compared));
     }
     let message = format!(
-        "the copy differs from the store it was made of:\n  {}",
-        differences.join("\n  ")
+        "the copy differs from the store it was made of: {}",
+        differences.join("; ")
     );
     Err(Failure::failed(message).hint(
         "rows that were written during the copy are not in it; stop all servers on both \

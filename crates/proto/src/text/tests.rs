@@ -51,7 +51,7 @@ fn refused<M: Message + Name + Default + fmt::Debug>(
 }
 
 #[test]
-fn messages_may_use_braces_or_angle_brackets_with_or_without_colon() {
+fn p_210_messages_may_use_braces_or_angle_brackets_with_or_without_colon() {
     for (start, end) in [
         ("{", "}"),
         (": {", "}"),
@@ -172,7 +172,7 @@ fn any_may_stay_unexpanded() {
 }
 
 #[test]
-fn output_of_go_on_one_line_is_read() {
+fn p_210_output_of_go_on_one_line_is_read() {
     for space in [" ", "  "] {
         let text = [
             r#"services:{name:"GRR""#,
@@ -221,7 +221,7 @@ fn values_of_all_kinds_are_read() {
 }
 
 #[test]
-fn unknown_fields_are_refused_at_their_place() {
+fn p_211_unknown_fields_are_refused_at_their_place() {
     refused::<ServerConfig>("\nservices {\n  nam: 'x'\n}", 3, 3, "'nam' not found");
     refused::<ServerConfig>("services { [a.b] { } }", 1, 12, "'a.b' not found");
     refused::<components::Config>(
@@ -278,7 +278,7 @@ fn malformed_texts_are_refused_at_their_place() {
 }
 
 #[test]
-fn errors_do_not_quote_strings() {
+fn s18_errors_do_not_quote_strings() {
     for text in [
         "key \"secret\"",
         "disable_streaming: 'secret'",

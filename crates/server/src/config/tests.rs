@@ -107,7 +107,7 @@ fn upstream_files_become_a_configuration() {
 }
 
 #[test]
-fn every_dialect_of_the_text_format_is_read() {
+fn p_210_every_dialect_of_the_text_format_is_read() {
     let expected = from_services(
         r#"services { name: "a" factory: "GRPC" config { [type.googleapis.com/fleetspeak.grpcservice.Config] { target: "h:1" insecure: true } } }"#,
     )
@@ -205,7 +205,7 @@ fn p_213_every_frontend_mode_is_read_and_cleartext_needs_no_certificate() {
 }
 
 #[test]
-fn malformed_text_is_refused_with_file_line_and_column() {
+fn p_211_malformed_text_is_refused_with_file_line_and_column() {
     let error = from_components("required_label: \"x\"\nrequired_lable: \"y\"\n").unwrap_err();
     let text = chain(&error);
     assert!(text.starts_with("`components.config` is not a text-format fleetspeak.components.Config: line 2, column 1: "), "{text}");
@@ -248,7 +248,7 @@ fn malformed_text_comes_with_what_to_write() {
 }
 
 #[test]
-fn wrong_fields_are_refused_with_file_field_and_advice() {
+fn p_213_wrong_fields_are_refused_with_file_field_and_advice() {
     let pems = Pems::new();
     let other = Pems::new();
     let https = |listen: &str| pems.https(listen, "");
@@ -363,7 +363,7 @@ fn wrong_fields_are_refused_with_file_field_and_advice() {
 }
 
 #[test]
-fn wrong_services_are_refused_with_file_field_and_advice() {
+fn p_213_wrong_services_are_refused_with_file_field_and_advice() {
     let good = r#"services { name: "good" factory: "NOOP" }"#;
     for (service, expected) in [
         (r#"factory: "NOOP""#, "field `services[1].name` is missing"),
@@ -535,7 +535,7 @@ fn listen_addresses_are_split_into_host_and_port() {
 }
 
 #[test]
-fn debug_output_holds_no_secrets() {
+fn s18_debug_output_holds_no_secrets() {
     let pems = Pems::new();
     let text = format!(
         "mysql_data_source_name: 'user:hunter2@/db' {}",

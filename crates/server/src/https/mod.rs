@@ -128,6 +128,8 @@ struct Shared {
     downloads: files::Downloads,
     /// Paces the log about peers that may not speak for others.
     untrusted: Notice,
+    /// The same about requests that end in an error of ours.
+    unserved: Notice,
     tasks: TaskTracker,
     phases: Phases,
 }
@@ -175,6 +177,7 @@ impl AgentServer {
             handshakes: Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS)),
             acceptor: options.tls.clone().map(TlsAcceptor::from),
             untrusted: Notice::default(),
+            unserved: Notice::default(),
             budget: Budget::new(Arc::clone(&contacts.engine.gate)),
             downloads: files::Downloads::default(),
             options,

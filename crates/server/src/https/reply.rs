@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::activity::Busy;
 use super::connection::Connection;
@@ -174,8 +175,11 @@ pub(super) async fn answer(
                 // Under attack there are too many for the log; the metrics have them.
                 connection.shared.refused(*refused);
                 tracing::debug!(%addr, path, %status, reason = %reason, "refused a request");
-            } else if status.is_server_error() {
-                tracing::warn!(%addr, path, %status, reason = %reason, "cannot serve a request");
+            } else if status.is_server_error()
+                && let Some(others) = connection.shared.unserved.due(Instant::now())
+            {
+                // Agents can cause such errors as often as they like.
+                tracing::warn!(%addr, path, %status, reason = %reason, others, "cannot serve a request");
             } else {
                 tracing::debug!(%addr, path, %status, reason = %reason, "refused a request");
             }

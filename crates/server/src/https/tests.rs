@@ -146,6 +146,15 @@ async fn p_076_and_077_stream_winds_down_and_ends_when_its_time_is_over() {
     assert!(bed.streams.clients().is_empty());
 }
 
+// What comes on top of it is 15 s at most, for records that are on their way.
+#[test]
+fn p_077_no_stream_is_meant_to_live_longer_than_agents_bear() {
+    let options = Options::new(None);
+    assert!(options.stream_lifetime.end <= Duration::from_secs(11 * 60));
+    assert!(options.stream_lifetime.start < options.stream_lifetime.end);
+    assert!(options.done_sending_before_end < options.stream_lifetime.start);
+}
+
 #[tokio::test]
 async fn stream_that_is_left_when_asked_keeps_its_messages_and_one_that_is_not_gives_them_back() {
     let bed = Bed::with(|options, _| {

@@ -11,7 +11,7 @@ use fleethold_proto::fleetspeak::{
 };
 use fleethold_proto::{Name, unpack};
 use fleethold_store::clock::timestamp;
-use fleethold_store::limits::check_name;
+use fleethold_store::limits::{check_name, cut_chars};
 use fleethold_store::{ClientId, Clock, ErrorKind, MessageId, Store};
 use tokio::time::Instant;
 
@@ -60,7 +60,8 @@ impl Service for SystemService {
             Report::Usage(usage) => self.record_usage(client, usage).await,
             Report::Killed(killed) => {
                 let reason = reason_name(killed.reason());
-                tracing::warn!(%client, service = killed.service, reason, "agent killed a service");
+                let service = cut_chars(&killed.service, 128);
+                tracing::warn!(%client, service, reason, "agent killed a service");
                 self.measure(client, |labels, blacklisted| {
                     self.metrics.killed(labels, blacklisted, &killed);
                 })
@@ -100,7 +101,7 @@ impl Report {
             other => {
                 return Err(permanent(format!(
                     "unknown message type `{}` for `system`",
-                    fleethold_store::limits::cut_chars(other, 128)
+                    cut_chars(other, 128)
                 )));
             }
         })

@@ -62,6 +62,8 @@ async fn p_151_message_without_source_or_destination_service_is_refused() {
     wrong.destination.as_mut().unwrap().client_id = Bytes::from_static(&[1; 7]);
     refused(bed.insert(wrong).await, Code::InvalidArgument);
     assert_eq!(bed.count(&[CLIENT]).await, 0);
+    bed.insert(good).await.unwrap();
+    assert_eq!(bed.count(&[CLIENT]).await, 1);
 }
 
 #[tokio::test]
@@ -226,8 +228,12 @@ async fn p_156_pending_messages_come_by_id_and_in_pages() {
     assert_eq!(bed.count(&[UNKNOWN]).await, 0);
     assert_eq!(bed.count(&[]).await, 0);
 
-    let offset_alone = GetPendingMessagesRequest { offset: 1, ..all };
+    let offset_alone = GetPendingMessagesRequest {
+        offset: 1,
+        ..all.clone()
+    };
     refused(bed.pending(offset_alone).await, Code::InvalidArgument);
+    assert_eq!(bed.pending(all).await.unwrap().len(), 4);
 }
 
 #[tokio::test]

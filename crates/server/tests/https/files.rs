@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fleethold_proto::fleetspeak::server::StoreFileRequest;
 use fleethold_store::FileStore;
 use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, IF_MODIFIED_SINCE,
@@ -10,6 +11,7 @@ use http::header::{
 use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tonic::Code;
 
 use crate::agent::{Agent, Authority, RequestBody, get, over_http2, request};
 use crate::bed::{Bed, NOW};
@@ -74,6 +76,9 @@ async fn p_181_missing_files_and_wrong_requests_are_refused() {
         let (status, _) = agent.fetch(request(method, "/files/s/x", "")).await;
         assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method}");
     }
+    store(&bed, "s", "x", "content").await;
+    let good = agent.fetch(get("/files/s/x")).await;
+    assert_eq!(good, (StatusCode::OK, "content".into()));
 }
 
 #[tokio::test]
@@ -192,4 +197,79 @@ async fn list_of_revoked_certificates_is_empty_until_there_is_one() {
         agent.fetch(get(path)).await,
         (StatusCode::OK, "list".into())
     );
+}
+
+/// Writes every byte of a name in the doubly escaped form.
+fn escaped(name: &str) -> String {
+    name.bytes().map(|byte| format!("%25{byte:02X}")).collect()
+}
+
+#[tokio::test]
+async fn s14_name_means_exactly_its_bytes_and_no_other_file() {
+    let bed = Bed::start().await;
+    let agent = bed.agent();
+    store(&bed, "svc", "name", "the real one").await;
+    // Names that some system would take for the same.
+    let tricks = [
+        "Name",
+        "NAME",
+        "name ",
+        " name",
+        "name.",
+        "name/",
+        "./name",
+        "/name",
+        "name\0",
+        "name%00",
+        "../svc/name",
+        "..",
+        ".",
+        "%2e%2e/svc/name",
+        "n\u{e4}me",
+        "na\u{308}me",
+        "name;",
+        "name?",
+    ];
+    for trick in tricks {
+        let path = format!("/files/svc/{}", escaped(trick));
+        let (status, _) = agent.fetch(get(&path)).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{trick:?}");
+    }
+    for path in [
+        "/files/svc/../svc/name",
+        "/files/./svc/name",
+        "/files//svc/name",
+        "/files/svc//name",
+        "/files/SVC/name",
+        "/files/svc/name/",
+        "/files/svc/name%00",
+        "/files/svc/%252e%252e%252fname",
+        &format!("/files/svc/{}", "x".repeat(1024)),
+    ] {
+        let (status, _) = agent.fetch(get(path)).await;
+        let refused = [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST];
+        assert!(refused.contains(&status), "{path}: {status}");
+    }
+    // Each is a file of its own, or no name at all.
+    let mut admin = bed.admin().await;
+    let mut stored = 0;
+    for trick in tricks.into_iter().chain(["x".repeat(1024).as_str()]) {
+        let request = StoreFileRequest {
+            service_name: "svc".to_owned(),
+            file_name: trick.to_owned(),
+            data: trick.to_owned().into(),
+        };
+        match admin.store_file(request).await {
+            Ok(_) => {
+                let path = format!("/files/svc/{}", escaped(trick));
+                let found = agent.fetch(get(&path)).await;
+                assert_eq!(found, (StatusCode::OK, trick.to_owned().into()));
+                stored += 1;
+            }
+            Err(status) => assert_eq!(status.code(), Code::InvalidArgument, "{trick:?}"),
+        }
+    }
+    assert!(stored >= 16, "{stored}");
+    let real = agent.fetch(get("/files/svc/name")).await;
+    assert_eq!(real, (StatusCode::OK, "the real one".into()));
 }

@@ -89,6 +89,7 @@ async fn p_022_other_methods_are_refused() {
         let (status, _) = bed.agent().fetch(request(method, "/message", "")).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{method}");
     }
+    bed.agent().poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -106,6 +107,7 @@ async fn unknown_paths_are_not_found() {
         let (status, _) = bed.agent().fetch(post(path, "")).await;
         assert_eq!(status, StatusCode::NOT_FOUND, "{path}");
     }
+    bed.agent().poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -122,6 +124,7 @@ async fn p_023_announced_length_over_the_limit_is_refused_unread() {
         .await
         .unwrap();
     assert_eq!(&answer, b"HTTP/1.1 400 Bad Request");
+    bed.agent().poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -146,6 +149,7 @@ async fn p_023_body_of_the_largest_size_is_read() {
     );
     let (status, _) = bed.agent().fetch(over).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
+    bed.agent().poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -162,6 +166,7 @@ async fn p_024_garbage_is_refused_and_leaves_nothing() {
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(body, "internal error\n");
     assert_eq!(bed.client_count().await, 0);
+    agent.poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -175,6 +180,7 @@ async fn p_025_hundred_messages_are_accepted_and_no_more() {
     agent.poll(&with(100)).await;
     let (status, _) = agent.fetch(post("/message", agent.wrap(&with(101)))).await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    agent.poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -218,6 +224,7 @@ async fn p_029_other_encodings_are_refused() {
             .await;
         assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}");
     }
+    bed.agent().poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -236,6 +243,7 @@ async fn p_030_broken_zlib_streams_are_refused() {
         assert_eq!(status, StatusCode::BAD_REQUEST);
     }
     assert_eq!(bed.client_count().await, 0);
+    agent.poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -248,6 +256,7 @@ async fn p_031_bomb_is_refused() {
         .fetch(encoded(post("/message", bomb), "deflate"))
         .await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
+    bed.agent().poll(&contact()).await;
 }
 
 #[tokio::test]
@@ -339,4 +348,5 @@ async fn body_of_a_stranger_is_not_read() {
     // It ends by itself, although the body never comes.
     let _reset = soon("the end of the connection", tls.read_to_end(&mut answer)).await;
     assert!(answer.starts_with(b"HTTP/1.1 400 "));
+    bed.agent().poll(&contact()).await;
 }

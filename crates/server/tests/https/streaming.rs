@@ -134,6 +134,8 @@ async fn p_064_to_066_wrong_starts_get_an_error_for_an_answer() {
     let opened = stranger.try_stream(StreamOptions::default(), &first).await;
     assert_eq!(opened.err(), Some(StatusCode::BAD_REQUEST));
     assert_eq!(bed.client_count().await, 0);
+    // The next stream of the same agent is served.
+    agent.stream(StreamOptions::default()).await;
 }
 
 #[tokio::test]
@@ -155,6 +157,7 @@ async fn wrong_methods_and_encodings_are_refused() {
         .fetch(post("/streaming-message", MAGIC.to_vec()))
         .await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
+    bed.agent().stream(StreamOptions::default()).await;
 }
 
 #[tokio::test]
@@ -163,11 +166,13 @@ async fn p_067_agent_without_the_required_label_is_refused() {
         config.required_label = Some("alpha".into())
     })
     .await;
-    let agent = bed.agent();
+    let mut agent = bed.agent();
     let first = agent.wrapped(&ContactData::default());
     let opened = agent.try_stream(StreamOptions::default(), &first).await;
     assert_eq!(opened.err(), Some(StatusCode::SERVICE_UNAVAILABLE));
     assert!(bed.client(agent.id).await.is_none());
+    agent.labels.push("alpha".to_owned());
+    agent.stream(StreamOptions::default()).await;
 }
 
 #[tokio::test]
@@ -333,7 +338,7 @@ async fn p_091_and_093_new_tokens_bring_the_messages_that_waited_for_them() {
 }
 
 #[tokio::test]
-async fn p_123_stream_of_a_blacklisted_client_is_wound_down() {
+async fn p_123_and_s19_stream_of_a_blacklisted_client_is_wound_down() {
     let bed = Bed::start().await;
     let agent = bed.agent();
     let mut stream = agent.stream(StreamOptions::default()).await;

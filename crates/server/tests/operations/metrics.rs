@@ -1,6 +1,9 @@
 //! Metrics over a real server and agent (protocol specification section 5.5).
 
-use fleethold_proto::fleetspeak::ContactData;
+use fleethold_proto::fleetspeak::monitoring::KillNotification;
+use fleethold_proto::fleetspeak::monitoring::kill_notification::Reason;
+use fleethold_proto::fleetspeak::{ContactData, Message};
+use fleethold_proto::pack;
 use fleethold_server::Config;
 use http::StatusCode;
 
@@ -74,6 +77,35 @@ async fn p_199_poll_of_an_agent_is_counted_under_upstreams_names() {
         value(&text, "fleethold_refusals_total{reason=\"connections\"}"),
         0.0
     );
+}
+
+#[tokio::test]
+async fn p_112_kill_notification_is_counted_with_reason_and_service() {
+    let bed = bed().await;
+    let agent = bed.agent();
+    let killed = KillNotification {
+        service: "hello".to_owned(),
+        reason: Reason::MemoryExceeded.into(),
+        ..KillNotification::default()
+    };
+    for number in 0..2 {
+        let contact = ContactData {
+            messages: vec![Message {
+                message_type: "KillNotification".to_owned(),
+                data: Some(pack(&killed)),
+                ..message("system", number)
+            }],
+            ..ContactData::default()
+        };
+        agent.poll(&contact).await;
+    }
+    let text = scrape(&bed).await;
+    let kills = "fleetspeak_server_kill_notifications_received_total{";
+    assert_eq!(value(&text, kills), 2.0);
+    let line = text.lines().find(|line| line.starts_with(kills)).unwrap();
+    for part in ["\"hello\"", "\"MEMORY_EXCEEDED\""] {
+        assert!(line.contains(part), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ async fn notifications_in_upstreams_form_wake_the_stream_and_others_are_answered
 }
 
 #[tokio::test]
-async fn our_own_form_has_limits_and_wakes_many_clients_at_once() {
+async fn s17_our_own_form_has_limits_and_wakes_many_clients_at_once() {
     let fleet = Installation::new();
     let server = fleet
         .server(&[Part::Agents, Part::Notifications], |_| {})
@@ -76,7 +76,7 @@ async fn our_own_form_has_limits_and_wakes_many_clients_at_once() {
 }
 
 #[tokio::test]
-async fn server_with_a_secret_refuses_who_does_not_know_it() {
+async fn s17_server_with_a_secret_refuses_who_does_not_know_it() {
     let fleet = Installation::new();
     let path = "/fleethold/v1/notifications";
     let upstream = "/client/0123456789abcdef";

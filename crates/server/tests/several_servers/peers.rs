@@ -118,7 +118,7 @@ async fn p_214_message_inserted_at_an_admin_only_server_reaches_the_stream_at_a_
 }
 
 #[tokio::test]
-async fn servers_with_one_secret_tell_each_other_of_messages_and_of_blacklisting() {
+async fn s19_servers_with_one_secret_tell_each_other_of_messages_and_of_blacklisting() {
     let fleet = Installation::new();
     let parts = [Part::Agents, Part::Admin, Part::Notifications];
     let with_secret =
@@ -153,7 +153,7 @@ async fn servers_with_one_secret_tell_each_other_of_messages_and_of_blacklisting
 }
 
 #[tokio::test]
-async fn servers_whose_secrets_differ_do_not_believe_each_other() {
+async fn s17_servers_whose_secrets_differ_do_not_believe_each_other() {
     let fleet = Installation::new();
     let admin_only = fleet
         .server(&[Part::Admin], |config| {
