@@ -79,7 +79,8 @@ async fn use_and_abuse(server: &str, root: CertificateDer<'static>) -> String {
     let mut stream = agent.stream(StreamOptions::default()).await;
     stream.send_contact(&contact);
     assert_eq!(stream.acks(1).await, [1]);
-    stream.send_bytes(PAYLOAD.as_bytes());
+    let length = u8::try_from(PAYLOAD.len()).unwrap();
+    stream.send_bytes(&[&[length], PAYLOAD.as_bytes()].concat());
     while stream.frame().await.is_some() {}
     agent.id.to_string()
 }

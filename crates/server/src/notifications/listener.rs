@@ -15,13 +15,16 @@ use tokio::time::{Instant, timeout};
 use super::call::{self, News};
 use super::secret::{self, NotificationSecret};
 use crate::cache::ClientCache;
-use crate::limits::Notice;
+use crate::limits::{Notice, Rate};
 use crate::metrics::Metrics;
 use crate::side_port::SidePort;
 use crate::streams::Streams;
 
 /// How many connections of other servers are served at once.
 const MOST_CONNECTIONS: usize = 256;
+
+/// How many clients per second may be named without a signature: each may be a look at the store.
+pub(super) const MOST_UNSIGNED_PER_SECOND: u32 = 10_000;
 
 /// How long a body may take.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
@@ -35,6 +38,8 @@ pub(super) struct Listener {
     pub(super) secret: Option<NotificationSecret>,
     /// Whether notifications without signature are accepted though there is a secret.
     pub(super) accept_unsigned: bool,
+    /// Paces notifications that anybody could send.
+    pub(super) unsigned: Rate,
     pub(super) refused: Notice,
 }
 
@@ -49,6 +54,8 @@ enum Wrong {
     Id,
     #[error("the body is no list of clients, too long or too slow")]
     Body,
+    #[error("too many without signature; the rest is found later")]
+    TooMany,
     #[error("{0}")]
     Signature(#[from] secret::Refusal),
 }
@@ -114,8 +121,7 @@ impl Listener {
         if self.secret.is_some() && !self.accept_unsigned {
             return Err(secret::Refusal::Unsigned.into());
         }
-        self.take(&[(client, News::Messages)]);
-        Ok(())
+        self.take(&[(client, News::Messages)], false)
     }
 
     async fn accept_call<B>(&self, request: Request<B>) -> Result<(), Wrong>
@@ -132,29 +138,40 @@ impl Listener {
             .map_err(|_| Wrong::Body)?
             .map_err(|_| Wrong::Body)?
             .to_bytes();
+        let mut signed = false;
         if let Some(secret) = &self.secret {
             let header = head.headers.get(secret::HEADER);
             let header = header.map(http::HeaderValue::as_bytes);
             if header.is_some() || !self.accept_unsigned {
                 secret.check(self.clock.now(), header, &body)?;
+                signed = true;
             }
         }
         let news = call::read(&body).ok_or(Wrong::Body)?;
-        self.take(&news);
-        Ok(())
+        self.take(&news, signed)
     }
 
-    fn take(&self, news: &[(ClientId, News)]) {
+    fn take(&self, news: &[(ClientId, News)], signed: bool) -> Result<(), Wrong> {
+        let now = Instant::now();
+        let mut taken = 0;
         let mut woken = 0;
         for (client, news) in news {
+            if !signed && self.unsigned.take(now).is_err() {
+                break;
+            }
+            taken += 1;
             if *news == News::Client {
                 self.cache.forget(*client);
             }
             woken += u64::from(self.streams.wake(*client));
         }
-        let all = u64::try_from(news.len()).unwrap_or(u64::MAX);
         self.metrics.notification_received("woken", woken);
-        self.metrics.notification_received("no_stream", all - woken);
+        self.metrics
+            .notification_received("no_stream", taken as u64 - woken);
+        match taken == news.len() {
+            true => Ok(()),
+            false => Err(Wrong::TooMany),
+        }
     }
 }
 
@@ -164,6 +181,7 @@ impl Wrong {
             Self::Path => StatusCode::NOT_FOUND,
             // As upstream answers.
             Self::Method | Self::Id | Self::Body => StatusCode::BAD_REQUEST,
+            Self::TooMany => StatusCode::SERVICE_UNAVAILABLE,
             Self::Signature(_) => StatusCode::FORBIDDEN,
         }
     }

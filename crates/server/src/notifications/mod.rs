@@ -26,7 +26,7 @@ pub use self::secret::{NotificationSecret, SecretError};
 pub(crate) use self::sender::{Notifier, PRESENCE};
 use crate::config::NotificationConfig;
 use crate::engine::Engine;
-use crate::limits::Notice;
+use crate::limits::{Notice, Rate};
 use crate::side_port::SidePort;
 
 /// The listener for notifications, and what this server is called by others.
@@ -70,6 +70,7 @@ impl Notifications {
                 metrics: Arc::clone(&engine.metrics),
                 secret: config.secret.clone(),
                 accept_unsigned: config.accept_unsigned,
+                unsigned: Rate::new(listener::MOST_UNSIGNED_PER_SECOND),
                 refused: Notice::default(),
             };
             (address, port.start(listener))

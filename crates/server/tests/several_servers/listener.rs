@@ -109,3 +109,35 @@ async fn s17_server_with_a_secret_refuses_who_does_not_know_it() {
         server.stop().await;
     }
 }
+
+#[tokio::test]
+async fn s17_unsigned_notifications_have_a_rate_that_signed_ones_do_not_share() {
+    let fleet = Installation::new();
+    let with_secret =
+        |config: &mut Config| config.notifications.secret = Some(secret("only for the servers"));
+    let admin_only = fleet.server(&[Part::Admin], with_secret).await;
+    let frontend = fleet
+        .server(&[Part::Agents, Part::Notifications], |config| {
+            with_secret(config);
+            config.notifications.accept_unsigned = true;
+        })
+        .await;
+    let (agent, mut stream) = fleet.stream(&frontend).await;
+    let to = frontend.notifications_addr().unwrap();
+    let nobody = [0, 1, 2, 3, 4, 5, 6, 7, 8].repeat(1_000);
+    let mut accepted = 0;
+    let refused = loop {
+        let (status, _) = send(to, "POST", "/fleethold/v1/notifications", &[], &nobody).await;
+        if status != StatusCode::OK {
+            break status;
+        }
+        accepted += 1;
+        assert!(accepted < 5_000, "there is no limit");
+    };
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(accepted >= 99, "only {accepted} calls");
+    fleet.insert(&admin_only, agent.id, 1).await;
+    assert_eq!(next_types(&mut stream).await, ["1"]);
+    admin_only.stop().await;
+    frontend.stop().await;
+}

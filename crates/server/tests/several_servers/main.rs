@@ -1,7 +1,7 @@
 //! Several servers on one store: messages reach agents wherever they are, and
 //! nothing happens twice (protocol specification section 3.9, P-167, P-214).
 //!
-//! The servers share a store in memory, except in `mariadb`.
+//! All servers are parts of one process and share a store in memory, except in `mariadb`.
 
 #[path = "../agent/mod.rs"]
 mod agent;
