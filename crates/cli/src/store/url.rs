@@ -23,8 +23,12 @@ pub(crate) struct ServerUrl(pub(crate) String);
 /// Shows scheme, user, host and database.
 impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let url = self.0.split_once('?').map_or(&self.0[..], |(url, _)| url);
+        let (url, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
         let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        if query.contains('@') {
+            // Perhaps a `?` in a password that was not escaped: who knows where it ends.
+            return write!(f, "{scheme}://…");
+        }
         // A password may hold any sign that stands for itself elsewhere.
         match rest.rsplit_once('@') {
             Some((login, place)) => {
@@ -145,6 +149,8 @@ mod tests {
                 "postgres://u@h:5432/db",
             ),
             ("postgresql://u@h/db", "postgresql://u@h/db"),
+            ("postgres://u:p?ss@h/db", "postgres://…"),
+            ("postgres://u@h/db?password=p@ss", "postgres://…"),
         ] {
             let url = url.parse::<StoreUrl>().unwrap();
             assert_eq!(url.to_string(), shown);
