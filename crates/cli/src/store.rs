@@ -93,7 +93,7 @@ impl StoreUrl {
                 let absolute = path.canonicalize().or_else(|_| std::path::absolute(path));
                 Self::Sqlite(absolute.unwrap_or_else(|_| path.clone())).to_string()
             }
-            Self::Postgres(_) => self.to_string(),
+            Self::Postgres(_) | Self::Mysql(_) => self.to_string(),
         }
     }
 

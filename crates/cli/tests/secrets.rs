@@ -2,7 +2,6 @@
 //! payloads, no tokens, no keys (S18).
 
 #[path = "../../server/tests/agent/mod.rs"]
-#[allow(dead_code, reason = "a part of it is enough here")]
 mod agent;
 mod support;
 

@@ -1,4 +1,5 @@
-//! Runs the suite of all stores on PostgreSQL.
+//! Runs the suite of all stores on PostgreSQL, at each isolation level; with
+//! `FLEETHOLD_LONG_TESTS=1` also without prepared statements.
 
 mod bed;
 
@@ -17,15 +18,21 @@ fn every_third() -> OnCommit {
 }
 
 fn main() -> ExitCode {
-    let kinds = [
+    let mut kinds = vec![
         Kind::new("postgres", Isolation::ReadCommitted),
         Kind::new("postgres_repeatable_read", Isolation::RepeatableRead),
         Kind::new("postgres_serializable", Isolation::Serializable),
         // As engines do that find conflicts only at the commit.
         Kind::new("postgres_conflicts", Isolation::Serializable).with_commits(every_third),
-        // Behind a pooler that lends connections per transaction.
-        Kind::new("postgres_unprepared", Isolation::ReadCommitted)
-            .with(|options| options.prepared = false),
     ];
-    fleethold_conformance::run_all(kinds.map(|kind| Arc::new(kind) as Arc<dyn Harness>))
+    if std::env::var_os("FLEETHOLD_LONG_TESTS").is_some() {
+        // As behind a pooler that lends connections per transaction.
+        let unprepared = Kind::new("postgres_unprepared", Isolation::ReadCommitted);
+        kinds.push(unprepared.with(|options| options.prepared = false));
+    }
+    fleethold_conformance::run_all(
+        kinds
+            .into_iter()
+            .map(|kind| Arc::new(kind) as Arc<dyn Harness>),
+    )
 }

@@ -110,6 +110,7 @@ impl Database {
         let mut options = PostgresOptions::from_url(&url).expect("a URL");
         // Cases make hundreds of calls at once, and share the machine.
         options.wait_limit = std::time::Duration::from_secs(30);
+        options.call_limit = std::time::Duration::from_secs(15);
         options
     }
 
@@ -359,6 +360,7 @@ impl Harness for Kind {
             // Statistics of the server come late; `plans` counts what a claim reads.
             counts_work: false,
             maintains: true,
+            forgets: false,
         }
     }
 
