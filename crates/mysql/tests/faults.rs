@@ -4,8 +4,6 @@
     reason = "the measured figures are worth reading"
 )]
 
-#![expect(clippy::print_stdout, reason = "the figures are worth reading")]
-
 mod bed;
 
 use std::net::{Ipv4Addr, SocketAddr};
