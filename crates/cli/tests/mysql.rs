@@ -1,57 +1,14 @@
 //! A server on a database of MySQL or MariaDB, named as users name it.
 
+#[path = "support/database.rs"]
+mod database;
 mod support;
 
 use std::fs;
 use std::path::Path;
 
+use database::{database, sql};
 use support::{Serving, command, finish, run};
-
-/// A database on the server that tests share; the test's process ends it.
-struct Database {
-    url: String,
-    dsn: String,
-}
-
-fn database(name: &str) -> Database {
-    let server = fleethold_testdb::mariadb::shared().expect("a database server");
-    let server = Box::leak(Box::new(server));
-    let port = server.url.rsplit_once(':').expect("a port").1;
-    let name = format!("fleethold_cli_{}_{name}", std::process::id());
-    sql(
-        &server.url,
-        &[&format!("CREATE DATABASE {name} CHARACTER SET utf8mb4")],
-    );
-    Database {
-        url: format!("{}/{name}", server.url),
-        dsn: format!("fleethold:fleethold@tcp(127.0.0.1:{port})/{name}"),
-    }
-}
-
-impl Drop for Database {
-    fn drop(&mut self) {
-        let (server, name) = self.url.rsplit_once('/').expect("a database");
-        sql(server, &[&format!("DROP DATABASE {name}")]);
-    }
-}
-
-#[tokio::main(flavor = "current_thread")]
-async fn sql(url: &str, statements: &[&str]) {
-    use mysql_async::prelude::Queryable;
-    let url = if url.matches('/').count() < 3 {
-        format!("{url}/")
-    } else {
-        url.to_owned()
-    };
-    let opts = mysql_async::OptsBuilder::from_opts(mysql_async::Opts::from_url(&url).unwrap());
-    let mut connection = mysql_async::Conn::new(opts.prefer_socket(false))
-        .await
-        .unwrap();
-    for statement in statements {
-        connection.query_drop(*statement).await.unwrap();
-    }
-    connection.disconnect().await.unwrap();
-}
 
 #[test]
 fn server_keeps_its_data_in_a_database_named_by_url() {
