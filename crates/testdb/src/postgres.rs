@@ -1,12 +1,14 @@
 //! PostgreSQL, from Debian's packages or wherever `PATH` leads.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::server::{Kind, Server, Shared, User, find, run};
+use crate::server::{Kind, Server, Shared, User, connect, find, run};
 
 /// What tests need to know of a PostgreSQL server.
 #[derive(Debug)]
@@ -130,4 +132,23 @@ impl Kind for Program {
         }
         server
     }
+
+    fn is_ready(&self, port: u16) -> bool {
+        // While it recovers, the server takes connections and refuses what they ask.
+        let answer = connect(port).and_then(|mut connection| {
+            let limit = Some(Duration::from_secs(1));
+            connection.set_read_timeout(limit).ok()?;
+            let length = u32::try_from(STARTUP.len() + 4).expect("small");
+            connection.write_all(&length.to_be_bytes()).ok()?;
+            connection.write_all(STARTUP).ok()?;
+            let mut kind = [0];
+            connection.read_exact(&mut kind).ok()?;
+            Some(kind)
+        });
+        answer == Some(*b"R")
+    }
 }
+
+/// The first message of protocol 3.0, without its length; a server that is
+/// ready answers how to authenticate.
+const STARTUP: &[u8] = b"\0\x03\0\0user\0fleethold\0database\0postgres\0\0";

@@ -31,10 +31,8 @@ pub(crate) trait Kind: Send + Sync {
     /// needs besides lies in `directory`.
     fn serve(&self, directory: &Path, data: &Path, port: u16) -> Command;
 
-    /// Returns whether the server takes connections.
-    fn is_ready(&self, port: u16) -> bool {
-        connect(port).is_some()
-    }
+    /// Returns whether the server answers those who connect.
+    fn is_ready(&self, port: u16) -> bool;
 }
 
 /// A user of this machine.
@@ -245,16 +243,15 @@ impl Place {
             fs::remove_dir_all(self.data())?;
         }
         for file in [self.pid(), self.port(), self.log()] {
-            match fs::remove_file(file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
+            remove_if_present(&file)?;
         }
         Ok(())
     }
 
     fn launch(&self, kind: &dyn Kind, port: u16, idle_seconds: u32) -> Result<()> {
         let command = kind.serve(&self.directory, &self.data(), port);
+        // Left by an earlier start, it would name a process that has ended.
+        remove_if_present(&self.pid())?;
         let mut guard = Command::new("sh");
         guard
             .args(["-c", GUARD, "guard", &idle_seconds.to_string()])
@@ -272,7 +269,7 @@ impl Place {
         }
         let mut guard = guard.spawn().context("cannot start sh")?;
         let deadline = Instant::now() + LIMIT;
-        while !kind.is_ready(port) {
+        while self.process().is_none() || !kind.is_ready(port) {
             if guard.try_wait()?.is_some() || Instant::now() > deadline {
                 bail!(
                     "{} did not start; its log ends:\n{}",
@@ -288,28 +285,51 @@ impl Place {
     }
 
     fn end(&self, signal: &str) -> Result<()> {
-        let Ok(pid) = fs::read_to_string(self.pid()) else {
+        let Some(pid) = self.process() else {
             return Ok(());
         };
-        let pid = pid.trim();
-        let process = PathBuf::from(format!("/proc/{pid}"));
+        // A server of several processes holds its memory until the last has
+        // ended, and does not start again before.
+        let mut processes = children(pid);
+        processes.push(pid);
         // Fails if the server has ended already.
         Command::new("kill")
-            .args([&format!("-{signal}"), pid])
+            .args([format!("-{signal}"), pid.to_string()])
             .stderr(Stdio::null())
             .status()?;
         let deadline = Instant::now() + LIMIT;
-        while process.exists() {
-            ensure!(Instant::now() < deadline, "process {pid} did not end");
-            sleep(LOOK_EVERY);
+        for process in processes {
+            while Path::new(&format!("/proc/{process}")).exists() {
+                ensure!(Instant::now() < deadline, "process {process} did not end");
+                sleep(LOOK_EVERY);
+            }
         }
         Ok(())
+    }
+
+    /// Returns the process of the server that was started last.
+    fn process(&self) -> Option<u32> {
+        fs::read_to_string(self.pid()).ok()?.trim().parse().ok()
     }
 
     fn log_end(&self) -> String {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let numbers = children.split_whitespace();
+    numbers.filter_map(|child| child.parse().ok()).collect()
+}
+
+fn remove_if_present(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
