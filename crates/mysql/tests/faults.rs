@@ -8,7 +8,7 @@ mod bed;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bed::{Database, connect, options, run};
@@ -364,21 +364,45 @@ async fn count_that_cannot_be_repeated_says_that_its_outcome_is_unknown() {
     bed.store.close().await.unwrap();
 }
 
-/// Stores messages in twos through stores until it is told to stop, and tells an oracle.
-async fn load(stores: Vec<MysqlStore>, stop: Arc<AtomicBool>) -> Oracle {
+/// What a load tells, and is told.
+#[derive(Default)]
+struct Progress {
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+}
+
+impl Progress {
+    /// Waits until every writer may have had a turn.
+    async fn goes_on(&self) {
+        let enough = self.acknowledged.load(Ordering::SeqCst) + 100;
+        let reached = async {
+            while self.acknowledged.load(Ordering::SeqCst) < enough {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let limit = Duration::from_secs(60);
+        let reached = tokio::time::timeout(limit, reached).await;
+        reached.expect("the load goes on");
+    }
+}
+
+/// Stores messages in twos until it is told to stop, and tells an oracle.
+async fn load(store: MysqlStore, progress: Arc<Progress>) -> Oracle {
     let writers = (0..8_u64).map(|writer| {
-        let store = stores[usize::try_from(writer).expect("small") % stores.len()].clone();
-        let stop = Arc::clone(&stop);
+        let (store, progress) = (store.clone(), Arc::clone(&progress));
         tokio::spawn(async move {
             let mut fates = Vec::new();
             for round in 0..10_000 {
-                if stop.load(Ordering::SeqCst) {
+                if progress.stop.load(Ordering::SeqCst) {
                     break;
                 }
                 let write = writer * 100_000 + round + 1;
                 let parts = [0, 1].map(|part| message(2 * write + part, client(writer)));
                 let fate = match store.store_messages(&parts, None).await {
-                    Ok(()) => Fate::Acknowledged,
+                    Ok(()) => {
+                        progress.acknowledged.fetch_add(1, Ordering::SeqCst);
+                        Fate::Acknowledged
+                    }
                     Err(error) if error.outcome() == Outcome::NotApplied => Fate::Refused,
                     Err(_) => Fate::Unknown,
                 };
@@ -434,14 +458,13 @@ async fn nothing_is_lost_when_connections_or_the_server_end() {
     let mut server = mariadb::private(&[]).expect("a database server");
     let url = mariadb::url(server.port());
     let bed = through_proxy(&url, options()).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let loading = tokio::spawn(load(vec![bed.store.clone()], Arc::clone(&stop)));
-    let pause = || tokio::time::sleep(Duration::from_millis(700));
-    pause().await;
+    let progress = Arc::new(Progress::default());
+    let loading = tokio::spawn(load(bed.store.clone(), Arc::clone(&progress)));
+    progress.goes_on().await;
 
     for _ in 0..3 {
         bed.proxy.cut_all();
-        pause().await;
+        progress.goes_on().await;
     }
     let mut admin = connect(&format!("{url}/")).await;
     let killed: Vec<u64> = mysql_async::prelude::Queryable::query(
@@ -457,7 +480,7 @@ async fn nothing_is_lost_when_connections_or_the_server_end() {
         let _ = mysql_async::prelude::Queryable::query_drop(&mut admin, kill).await;
     }
     drop(admin);
-    pause().await;
+    progress.goes_on().await;
     let mut recoveries = Vec::new();
     for (number, is_kill) in [(1, false), (2, true), (3, true)] {
         tokio::task::block_in_place(|| {
@@ -468,12 +491,12 @@ async fn nothing_is_lost_when_connections_or_the_server_end() {
             }
         })
         .unwrap();
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // The calls of the load meet no server while it starts.
         tokio::task::block_in_place(|| server.start()).unwrap();
         recoveries.push(recovery(&bed.store, 90_000_000 + number).await);
-        pause().await;
+        progress.goes_on().await;
     }
-    stop.store(true, Ordering::SeqCst);
+    progress.stop.store(true, Ordering::SeqCst);
     let mut oracle = loading.await.unwrap();
     let findings = oracle.judge(found(&bed.store).await);
     println!("recovered after {recoveries:?}; {findings:?}");

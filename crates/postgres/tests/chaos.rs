@@ -4,7 +4,7 @@
 mod bed;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bed::{CLIENT, Database, id, ids_of, to_client};
@@ -19,14 +19,16 @@ const SOON: Duration = Duration::from_secs(10);
 /// Writers that store one message after the other; the acknowledged numbers.
 struct Load {
     stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
     writers: Vec<tokio::task::JoinHandle<Vec<u64>>>,
 }
 
 impl Load {
     fn start(store: &PostgresStore) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let count = Arc::new(AtomicU64::new(0));
         let writers = (0..4).map(|writer| {
-            let (store, stop) = (store.clone(), Arc::clone(&stop));
+            let (store, stop, count) = (store.clone(), Arc::clone(&stop), Arc::clone(&count));
             tokio::spawn(async move {
                 let mut acknowledged = Vec::new();
                 for number in 1_000_000 * writer.. {
@@ -34,7 +36,10 @@ impl Load {
                         break;
                     }
                     match store.store_messages(&[to_client(number)], None).await {
-                        Ok(()) => acknowledged.push(number),
+                        Ok(()) => {
+                            acknowledged.push(number);
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
                         Err(error) => assert_eq!(error.kind(), ErrorKind::Transient, "{error:?}"),
                     }
                 }
@@ -42,7 +47,22 @@ impl Load {
             })
         });
         let writers = writers.collect();
-        Self { stop, writers }
+        Self {
+            stop,
+            acknowledged: count,
+            writers,
+        }
+    }
+
+    /// Waits until another call has succeeded.
+    async fn goes_on(&self) {
+        let before = self.acknowledged.load(Ordering::Relaxed);
+        let more = async {
+            while self.acknowledged.load(Ordering::Relaxed) == before {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(SOON, more).await.expect("the load goes on");
     }
 
     async fn end(self) -> Vec<u64> {
@@ -145,7 +165,7 @@ async fn ended_connections_lose_nothing() {
     let mut ended = 0;
     for _ in 0..20 {
         ended += admin.query(sql, &[]).await.unwrap().len();
-        sleep(Duration::from_millis(20)).await;
+        load.goes_on().await;
     }
     assert!(ended > 0);
     works_again(&store, 90_000_000).await;
