@@ -8,22 +8,20 @@ use bytes::Bytes;
 use fleethold_proto::fleetspeak::server::Broadcast;
 use fleethold_proto::fleetspeak::{Label, Message};
 use fleethold_proto::{Any, Timestamp};
-use fleethold_store::clock::{timestamp, timestamp_epoch_nanos};
+use fleethold_store::clock::timestamp;
+use fleethold_store::limits::check_allocation;
 use fleethold_store::record::{BroadcastRecord, MessageRecord};
 use fleethold_store::{
-    ALLOCATION_GRACE, AllocationId, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED,
-    BroadcastId, BroadcastInfo, BroadcastProgress, BroadcastStore, ClientId, Error, ErrorKind,
-    Result, compute_broadcast_allocation,
+    AllocationId, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED, BroadcastId,
+    BroadcastInfo, BroadcastProgress, BroadcastStore, ClientId, Error, ErrorKind, Result,
 };
 use futures::FutureExt;
 use mysql_async::Row;
 
 use crate::MysqlStore;
+use crate::allocations::{Allocate, clean_up};
 use crate::clients::sort;
-use crate::counters::{
-    self, Allocation, Counters, INSERT_ALLOCATION, LOCK_ABANDONED, LOCK_ALLOCATION, LOCK_COUNTERS,
-    RESERVE, SET_LIMITS, disable, unknown,
-};
+use crate::counters::{LOCK_COUNTERS, SET_LIMITS, disable, unknown};
 use crate::error::{Worked, code};
 use crate::messages::check_fits;
 use crate::rows::{take, take_id};
@@ -192,13 +190,7 @@ impl BroadcastStore for MysqlStore {
         expiry: SystemTime,
     ) -> Result<Option<AllocationInfo>> {
         const OPERATION: &str = "create_allocation";
-        if fraction.is_nan() || fraction < 0.0 {
-            let detail = format!("{fraction} is no fraction");
-            return Err(Error::invalid(OPERATION, detail));
-        }
-        if timestamp_epoch_nanos(&timestamp(expiry)).is_none() {
-            return Err(Error::invalid(OPERATION, "expiry is after the year 9999"));
-        }
+        check_allocation(OPERATION, fraction, expiry)?;
         let allocate = Allocate {
             // Drawn once, so that a repeated call finds what it has made.
             id: AllocationId::random(&self.shared.context.random),
@@ -239,139 +231,6 @@ impl BroadcastStore for MysqlStore {
                 },
             )
             .await
-    }
-}
-
-async fn clean_up(
-    tx: &mut Tx,
-    operation: &'static str,
-    broadcast: BroadcastId,
-    allocation: Option<AllocationId>,
-    final_sent: u64,
-) -> Worked<()> {
-    let key = Value::Bytes(broadcast.as_bytes());
-    let mut batch = Batch::of(LOCK_COUNTERS, &[key]);
-    if let Some(allocation) = &allocation {
-        batch.add(LOCK_ALLOCATION, &[key, Value::Bytes(allocation.as_bytes())]);
-    }
-    let mut replies = tx.run(batch).await?.into_iter();
-    let counters = Counters::found(replies.next().map_or(Vec::new(), |reply| reply.rows))?
-        .ok_or_else(|| unknown(operation, broadcast))?;
-    let mut batch = Batch::default();
-    if allocation.is_some() {
-        let found = Allocation::all(replies.next().map_or(Vec::new(), |reply| reply.rows))?;
-        let [ended] = &found[..] else {
-            return Ok(());
-        };
-        if ended.limit != BROADCAST_UNLIMITED && ended.limit > counters.allocated {
-            tracing::error!(%broadcast, "an allocation is larger than all together");
-        }
-        // Its owner knows better than its row how many messages it sent.
-        let ended = Allocation {
-            sent: final_sent,
-            ..*ended
-        };
-        counters::end(&mut batch, broadcast, &[ended]);
-    } else {
-        counters::count(&mut batch, broadcast, final_sent, 0);
-    }
-    tx.commit(batch).await?;
-    Ok(())
-}
-
-/// A part of a limit to reserve.
-struct Allocate {
-    id: AllocationId,
-    broadcast: BroadcastId,
-    fraction: f32,
-    expiry: SystemTime,
-}
-
-impl Allocate {
-    async fn run(&self, tx: &mut Tx, operation: &'static str) -> Worked<Option<AllocationInfo>> {
-        let now = tx.context.clock.now();
-        let broadcast = Value::Bytes(self.broadcast.as_bytes());
-        let (seconds, nanos) = counters::parts(now - ALLOCATION_GRACE);
-        let mut batch = Batch::of(LOCK_COUNTERS, &[broadcast]);
-        batch.add(
-            LOCK_ABANDONED,
-            &[
-                broadcast,
-                Value::Int(seconds),
-                Value::Int(seconds),
-                Value::Int(nanos),
-            ],
-        );
-        batch.add(
-            LOCK_ALLOCATION,
-            &[broadcast, Value::Bytes(self.id.as_bytes())],
-        );
-        let mut replies = tx.run(batch).await?.into_iter().map(|reply| reply.rows);
-        let mut next = || replies.next().unwrap_or_default();
-        let counters =
-            Counters::found(next())?.ok_or_else(|| unknown(operation, self.broadcast))?;
-        let abandoned = Allocation::all(next())?;
-        if let [made] = &Allocation::all(next())?[..] {
-            return Ok(Some(self.info(made.limit)));
-        }
-        let (sent, reserved) = abandoned.iter().fold((0_u64, 0_u64), |sums, allocation| {
-            let reserved = match allocation.limit {
-                BROADCAST_UNLIMITED => 0,
-                limit => limit,
-            };
-            (
-                sums.0.saturating_add(allocation.sent),
-                sums.1.saturating_add(reserved),
-            )
-        });
-        let is_off = counters.limit == BROADCAST_DISABLED || counters.is_expired(timestamp(now));
-        let limit = if is_off {
-            0
-        } else {
-            let (limit, _) = compute_broadcast_allocation(
-                counters.limit,
-                counters.allocated.saturating_sub(reserved),
-                counters.sent.saturating_add(sent).min(BROADCAST_UNLIMITED),
-                self.fraction,
-            );
-            limit
-        };
-        let mut batch = Batch::default();
-        counters::end(&mut batch, self.broadcast, &abandoned);
-        if limit == 0 {
-            tx.commit(batch).await?;
-            return Ok(None);
-        }
-        if limit != BROADCAST_UNLIMITED {
-            let reserve = [Value::Unsigned(limit), broadcast, Value::Unsigned(limit)];
-            batch.add(RESERVE, &reserve);
-            let reserved = tx.run(batch).await?;
-            batch = Batch::default();
-            if reserved.last().is_none_or(|reply| reply.affected == 0) {
-                return Ok(None);
-            }
-        }
-        let (seconds, nanos) = counters::parts(self.expiry);
-        batch.add(
-            INSERT_ALLOCATION,
-            &[
-                broadcast,
-                Value::Bytes(self.id.as_bytes()),
-                Value::Unsigned(limit),
-                Value::Int(seconds),
-                Value::Int(nanos),
-            ],
-        );
-        tx.commit(batch).await?;
-        Ok(Some(self.info(limit)))
-    }
-
-    fn info(&self, limit: u64) -> AllocationInfo {
-        AllocationInfo {
-            id: self.id,
-            limit,
-            expiry: self.expiry,
-        }
     }
 }
 

@@ -44,6 +44,7 @@
 //!   store has saved.
 
 mod adoption;
+mod allocations;
 mod broadcasts;
 mod claims;
 mod clients;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::{Message, MessageResult};
 use fleethold_store::clock::timestamp;
+use fleethold_store::limits::check_page;
 use fleethold_store::record::{MessageRecord, ResultRecord};
 use fleethold_store::{
     ClaimServerMessages, ClientId, ContactId, Error, ErrorKind, MessageId, MessageProcessor,
@@ -121,12 +122,9 @@ impl MessageStore for MysqlStore {
         want_data: bool,
     ) -> Result<Vec<Message>> {
         const OPERATION: &str = "get_pending_messages";
-        if offset > 0 && limit == 0 {
-            return Err(Error::invalid(OPERATION, "an offset needs a limit"));
-        }
-        let size = |number| usize::try_from(number).unwrap_or(usize::MAX);
-        let limit = if limit == 0 { usize::MAX } else { size(limit) };
-        let arguments = (clients.to_vec(), size(offset), limit, want_data);
+        let [offset, limit] = check_page(OPERATION, offset, limit)?
+            .map(|rows| usize::try_from(rows).unwrap_or(usize::MAX));
+        let arguments = (clients.to_vec(), offset, limit, want_data);
         self.shared
             .read(
                 OPERATION,

@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use fleethold_proto::Timestamp;
-use fleethold_store::clock::{epoch_micros, epoch_nanos, timestamp, timestamp_epoch_nanos};
+use fleethold_store::clock::{epoch_micros, epoch_nanos, timestamp};
+use fleethold_store::limits::check_allocation;
 use fleethold_store::record::MessageRecord;
 use fleethold_store::{
     ALLOCATION_GRACE, AllocationId, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED,
@@ -26,13 +27,7 @@ impl Shared {
         expiry: SystemTime,
     ) -> Result<Option<AllocationInfo>> {
         const OPERATION: &str = "create_allocation";
-        if fraction.is_nan() || fraction < 0.0 {
-            let detail = format!("{fraction} is no fraction");
-            return Err(Error::invalid(OPERATION, detail));
-        }
-        if timestamp_epoch_nanos(&timestamp(expiry)).is_none() {
-            return Err(Error::invalid(OPERATION, "expiry is after the year 9999"));
-        }
+        check_allocation(OPERATION, fraction, expiry)?;
         let id = AllocationId::random(&self.random);
         let now = self.clock.now();
         self.reclaim(OPERATION, broadcast, now).await?;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::{Message, MessageResult};
 use fleethold_store::clock::{epoch_micros, timestamp};
+use fleethold_store::limits::check_page;
 use fleethold_store::record::{MessageRecord, ResultRecord};
 use fleethold_store::{
     ClaimServerMessages, ClientId, ContactId, Error, MessageId, MessageProcessor, MessageStore,
@@ -134,11 +135,8 @@ impl MessageStore for PostgresStore {
         want_data: bool,
     ) -> Result<Vec<Message>> {
         const OPERATION: &str = "get_pending_messages";
-        if offset > 0 && limit == 0 {
-            return Err(Error::invalid(OPERATION, "an offset needs a limit"));
-        }
-        let limit = if limit == 0 { i64::MAX } else { number(limit) };
-        let values: Values<'_> = &[&list(clients), &limit, &number(offset), &want_data];
+        let [offset, limit] = check_page(OPERATION, offset, limit)?.map(number);
+        let values: Values<'_> = &[&list(clients), &limit, &offset, &want_data];
         let rows = self
             .shared
             .read_many(OPERATION, &LIST_PENDING, values)

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use fleethold_proto::fleetspeak::server::Broadcast;
 use fleethold_proto::fleetspeak::{Label, Message};
 use fleethold_proto::{Any, Timestamp};
-use fleethold_store::clock::{epoch_micros, epoch_nanos, timestamp, timestamp_epoch_nanos};
+use fleethold_store::clock::{epoch_micros, epoch_nanos, timestamp};
+use fleethold_store::limits::check_allocation;
 use fleethold_store::record::{BroadcastRecord, MessageRecord};
 use fleethold_store::{
     ALLOCATION_GRACE, AllocationId, AllocationInfo, BROADCAST_DISABLED, BROADCAST_UNLIMITED,
@@ -171,13 +172,7 @@ impl BroadcastStore for SqliteStore {
         expiry: SystemTime,
     ) -> Result<Option<AllocationInfo>> {
         const OPERATION: &str = "create_allocation";
-        if fraction.is_nan() || fraction < 0.0 {
-            let detail = format!("{fraction} is no fraction");
-            return Err(Error::invalid(OPERATION, detail));
-        }
-        if timestamp_epoch_nanos(&timestamp(expiry)).is_none() {
-            return Err(Error::invalid(OPERATION, "expiry is after the year 9999"));
-        }
+        check_allocation(OPERATION, fraction, expiry)?;
         self.shared
             .write(OPERATION, move |tx| {
                 let now = tx.clock().now();

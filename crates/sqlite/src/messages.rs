@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::{Message, MessageResult};
 use fleethold_store::clock::{epoch_micros, timestamp};
+use fleethold_store::limits::check_page;
 use fleethold_store::record::{MessageRecord, ResultRecord};
 use fleethold_store::{
     ClaimServerMessages, ClientId, ContactId, Error, MessageId, MessageProcessor, MessageStore,
@@ -118,12 +119,8 @@ impl MessageStore for SqliteStore {
         want_data: bool,
     ) -> Result<Vec<Message>> {
         const OPERATION: &str = "get_pending_messages";
-        if offset > 0 && limit == 0 {
-            return Err(Error::invalid(OPERATION, "an offset needs a limit"));
-        }
-        let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
-        let limit = if limit == 0 { i64::MAX } else { number(limit) };
-        let offset = number(offset);
+        let [offset, limit] = check_page(OPERATION, offset, limit)?
+            .map(|rows| i64::try_from(rows).unwrap_or(i64::MAX));
         let clients = clients.to_vec();
         self.shared
             .read(OPERATION, move |connection| {

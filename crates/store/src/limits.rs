@@ -1,8 +1,11 @@
 //! Size limits, the same in every backend (specification section 2.2), and the
 //! ways of keeping them.
 
+use std::time::SystemTime;
+
 use fleethold_proto::fleetspeak::Message;
 
+use crate::clock::{timestamp, timestamp_epoch_nanos};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The largest payload of a message or broadcast, and the largest file, in bytes.
@@ -83,6 +86,34 @@ pub fn check_payload(operation: &'static str, what: &'static str, bytes: usize) 
         ));
     }
     Ok(())
+}
+
+/// Refuses a part of a limit that cannot be reserved.
+///
+/// # Errors
+/// `InvalidArgument` for a fraction that is negative or no number, or an expiry
+/// after year 9999.
+pub fn check_allocation(operation: &'static str, fraction: f32, expiry: SystemTime) -> Result<()> {
+    if fraction.is_nan() || fraction < 0.0 {
+        let detail = format!("{fraction} is no fraction");
+        return Err(Error::invalid(operation, detail));
+    }
+    if timestamp_epoch_nanos(&timestamp(expiry)).is_none() {
+        return Err(Error::invalid(operation, "expiry is after the year 9999"));
+    }
+    Ok(())
+}
+
+/// Returns how many rows to pass over and how many to return at most, where a
+/// `limit` of 0 means all.
+///
+/// # Errors
+/// `InvalidArgument` for an offset without limit.
+pub fn check_page(operation: &'static str, offset: u64, limit: u64) -> Result<[u64; 2]> {
+    if offset > 0 && limit == 0 {
+        return Err(Error::invalid(operation, "an offset needs a limit"));
+    }
+    Ok([offset, if limit == 0 { u64::MAX } else { limit }])
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use crate::broadcasts::{
     BroadcastProgress, BroadcastStore, compute_broadcast_allocation,
     compute_broadcast_allocation_cleanup,
 };
-use crate::clock::{timestamp, timestamp_epoch_nanos};
+use crate::clock::timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{AllocationId, BroadcastId, ClientId};
+use crate::limits::check_allocation;
 use crate::record::{BroadcastRecord, MessageRecord};
 
 #[async_trait]
@@ -176,13 +177,7 @@ impl BroadcastStore for MemoryStore {
         expiry: SystemTime,
     ) -> Result<Option<AllocationInfo>> {
         const OPERATION: &str = "create_allocation";
-        if fraction.is_nan() || fraction < 0.0 {
-            let detail = format!("{fraction} is no fraction");
-            return Err(Error::invalid(OPERATION, detail));
-        }
-        if timestamp_epoch_nanos(&timestamp(expiry)).is_none() {
-            return Err(Error::invalid(OPERATION, "expiry is after the year 9999"));
-        }
+        check_allocation(OPERATION, fraction, expiry)?;
         self.shared.with(OPERATION, |state| {
             let row = state.broadcasts.row(OPERATION, broadcast)?;
             let now = self.shared.clock.now();

@@ -12,7 +12,7 @@ use crate::clients::ContactId;
 use crate::clock::{epoch_micros, timestamp};
 use crate::error::{Error, Result};
 use crate::ids::{ClientId, MessageId};
-use crate::limits::{MAX_CLAIM_BYTES, MOST_EARLY_CLAIMS};
+use crate::limits::{MAX_CLAIM_BYTES, MOST_EARLY_CLAIMS, check_page};
 use crate::messages::{MessageStore, REMOVED_BY_ADMIN, ServiceLimits};
 use crate::processor::{ClaimServerMessages, MessageProcessor};
 use crate::record::{MessageRecord, ResultRecord};
@@ -97,17 +97,14 @@ impl MessageStore for MemoryStore {
         want_data: bool,
     ) -> Result<Vec<Message>> {
         const OPERATION: &str = "get_pending_messages";
-        if offset > 0 && limit == 0 {
-            return Err(Error::invalid(OPERATION, "an offset needs a limit"));
-        }
-        let size = |number| usize::try_from(number).unwrap_or(usize::MAX);
-        let limit = if limit == 0 { usize::MAX } else { size(limit) };
+        let [offset, limit] = check_page(OPERATION, offset, limit)?
+            .map(|rows| usize::try_from(rows).unwrap_or(usize::MAX));
         self.shared.with(OPERATION, |state| {
             Ok(state
                 .messages
                 .pending_ids(clients)
                 .iter()
-                .skip(size(offset))
+                .skip(offset)
                 .take(limit)
                 .map(|id| state.messages.rows[id].message(want_data))
                 .collect())
