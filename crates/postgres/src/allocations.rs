@@ -15,7 +15,7 @@ use tokio_postgres::Row;
 use crate::Shared;
 use crate::broadcasts::unknown;
 use crate::error::{Failure, Worked};
-use crate::messages::{Columns, insert};
+use crate::incoming::{Columns, insert};
 use crate::query::{BYTES, LONG, Query, Values};
 use crate::transactions::Tx;
 

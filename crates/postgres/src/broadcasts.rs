@@ -20,7 +20,7 @@ use tokio_postgres::Row;
 use crate::PostgresStore;
 use crate::clients::{columns, label};
 use crate::error::Worked;
-use crate::messages::CHUNK_BYTES;
+use crate::incoming::CHUNK_BYTES;
 use crate::query::{BYTES, BYTES_LIST, INT, INT_LIST, LONG, Query, Values};
 use crate::rows::{self, unreadable};
 use crate::transactions::Tx;

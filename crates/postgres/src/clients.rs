@@ -18,7 +18,7 @@ use tokio_postgres::Row;
 
 use crate::PostgresStore;
 use crate::contacts::{ContactKey, NewContact};
-use crate::messages::{NewMessages, store};
+use crate::incoming::{NewMessages, store};
 use crate::query::{BOOL, BYTES, BYTES_LIST, LONG, Query, Values, list};
 use crate::rows::{self, unreadable};
 

@@ -10,7 +10,7 @@ use fleethold_store::{Error, FileStore, Result, StoredFile, read_content};
 use tokio::io::AsyncRead;
 
 use crate::PostgresStore;
-use crate::messages::CHUNK_BYTES;
+use crate::incoming::CHUNK_BYTES;
 use crate::query::{BYTES, BYTES_LIST, INT_LIST, LONG, Query, Values};
 
 #[async_trait]

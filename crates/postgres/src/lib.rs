@@ -49,6 +49,7 @@ mod contacts;
 mod dropped;
 mod error;
 mod files;
+mod incoming;
 mod maintenance;
 mod messages;
 mod migrate;

@@ -9,7 +9,7 @@ use fleethold_store::{Error, ErrorKind, Outcome};
 
 use crate::contacts::{first_id, ordered_id};
 use crate::error::Worked;
-use crate::messages::{CHUNK_BYTES, Columns, insert};
+use crate::incoming::{CHUNK_BYTES, Columns, insert};
 use crate::query::{BOOL, BYTES, BYTES_LIST, INT, INT_LIST, LONG, Query, TEXT, Values};
 use crate::transactions::Tx;
 use crate::{Shared, broadcasts, clients, usage};
