@@ -49,7 +49,8 @@ fn database_of_a_stock_server_is_taken_over_when_somebody_says_so() {
         &database.url,
         &[
             "DROP TABLE fleethold_messages, fleethold_broadcast_groups, \
-             fleethold_broadcast_messages, fleethold_locks, fleethold_schema",
+             fleethold_broadcast_messages, fleethold_copies, fleethold_leases, \
+             fleethold_locks, fleethold_schema",
             "ALTER TABLE pending_messages DROP INDEX fleethold_queue, DROP COLUMN fleethold_queue",
         ],
     );

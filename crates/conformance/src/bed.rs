@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fleethold_store::{Maintenance, ManualClock, MessageId, Random, Store};
@@ -57,6 +58,7 @@ pub struct Bed {
     conflict: Option<Box<dyn Fn() -> Box<dyn Any + Send> + Send + Sync>>,
     work: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
     maintenance: Option<Arc<dyn Maintenance>>,
+    aged_leases: Option<Box<dyn Fn(Duration) + Send + Sync>>,
     /// All stores of this bed, which are closed after the case.
     pub(crate) opened: Arc<Mutex<Vec<Arc<dyn Store>>>>,
     pub(crate) guard: Option<Box<dyn Any + Send + Sync>>,
@@ -78,6 +80,7 @@ impl Bed {
             conflict: None,
             work: None,
             maintenance: None,
+            aged_leases: None,
             guard: None,
         }
     }
@@ -155,6 +158,14 @@ impl Bed {
         self
     }
 
+    /// Adds what brings the end of all leases nearer, behind the store's back: for
+    /// stores whose leases go by the clock of their database. May block.
+    #[must_use]
+    pub fn with_aged_leases(mut self, age: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+        self.aged_leases = Some(Box::new(age));
+        self
+    }
+
     /// Closes the store and opens it again.
     pub(crate) async fn reopen(&mut self) {
         self.store.close().await.expect("the store can be closed");
@@ -192,6 +203,14 @@ impl Bed {
     /// Makes calls that write conflict until the result is dropped.
     pub(crate) fn conflict(&self) -> Box<dyn Any + Send> {
         self.conflict.as_ref().expect("a way to make conflicts")()
+    }
+
+    /// Lets time pass, for leases, too.
+    pub(crate) fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+        if let Some(age) = &self.aged_leases {
+            age(time);
+        }
     }
 
     /// Returns the store as operators use it.

@@ -359,13 +359,13 @@ async fn only_one_holder_has_a_lease(bed: Bed) {
     assert_eq!(store.hold_lease("a", 2, MINUTE).await.unwrap(), None);
     let other = store.hold_lease("b", 2, MINUTE).await.unwrap();
     assert!(other.is_some(), "another lease");
-    bed.clock.advance(MINUTE / 2);
+    bed.pass(MINUTE / 2);
     let kept = store.hold_lease("a", 1, MINUTE).await.unwrap();
     assert_eq!(kept, Some(first.clone()), "kept");
-    bed.clock.advance(MINUTE / 2);
+    bed.pass(MINUTE / 2);
     let early = store.hold_lease("a", 2, MINUTE).await.unwrap();
     assert_eq!(early, None, "it was kept until later");
-    bed.clock.advance(MINUTE / 2);
+    bed.pass(MINUTE / 2);
     let taken = store.hold_lease("a", 2, MINUTE).await.unwrap();
     let taken = taken.expect("the lease is over");
     assert!(taken.fence > first.fence, "{taken:?}");
@@ -470,7 +470,7 @@ async fn old_rows_are_removed_step_by_step(bed: Bed) {
 async fn lost_lease_removes_nothing(bed: Bed) {
     fill(&*bed.store, &bed.clock).await;
     let old = lease(&bed).await;
-    bed.clock.advance(2 * MINUTE);
+    bed.pass(2 * MINUTE);
     let store = bed.maintenance();
     let taken = store.hold_lease("retention", 2, MINUTE).await;
     let taken = taken.unwrap().expect("the old one is over");

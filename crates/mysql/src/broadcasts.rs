@@ -348,7 +348,8 @@ fn active(replies: Vec<crate::transaction::Reply>) -> Worked<Vec<(BroadcastRecor
     Ok(found.into_values().collect())
 }
 
-fn broadcast(row: &mut Row) -> Worked<BroadcastRecord> {
+/// Takes the columns of [`LIST_ACTIVE`].
+pub(crate) fn broadcast(row: &mut Row) -> Worked<BroadcastRecord> {
     let seconds: Option<i64> = take(row, 4)?;
     let nanos: Option<i32> = take(row, 5)?;
     let group: Option<Vec<u8>> = take(row, 6)?;

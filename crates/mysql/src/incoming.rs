@@ -147,11 +147,11 @@ impl New {
 }
 
 /// Upstream's column for source message ids has so many bytes.
-const SOURCE_ID_BYTES: usize = 16;
+pub(crate) const SOURCE_ID_BYTES: usize = 16;
 
-const MESSAGE_ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+pub(crate) const MESSAGE_ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
-fn message_row(record: &MessageRecord) -> [Value<'_>; 15] {
+pub(crate) fn message_row(record: &MessageRecord) -> [Value<'_>; 15] {
     let source_id = &record.source_message_id[..];
     let result = record.result.as_ref();
     let processed = result.map(|result| result.processed_time);
@@ -235,7 +235,7 @@ ON DUPLICATE KEY UPDATE message_id = fleethold_messages.message_id";
 
 const PENDING_ROW: &str = "(?, ?, 0, ?, ?, ?, ?)";
 
-fn queue_of(record: &MessageRecord) -> Vec<u8> {
+pub(crate) fn queue_of(record: &MessageRecord) -> Vec<u8> {
     match record.destination_client {
         Some(client) => rows::queue(client, &record.destination_service).to_vec(),
         None => SERVER_QUEUE.to_vec(),

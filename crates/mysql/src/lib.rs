@@ -67,8 +67,8 @@ mod transaction;
 mod usage;
 
 use std::num::NonZeroU16;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -79,6 +79,7 @@ pub use dsn::{DataSource, Isolation};
 pub use migrate::{OpenError, Takeover, inspect};
 pub use schema::{DatabaseState, Inspection};
 
+use maintenance::Ahead;
 use pool::Pool;
 use transaction::{Context, Shared, Times};
 
@@ -127,6 +128,7 @@ pub struct MysqlStore {
     // The processor's loop holds only this part, and weakly.
     shared: Arc<Shared>,
     processor: Arc<ProcessorSlot>,
+    ahead: Arc<Mutex<Ahead>>,
 }
 
 impl MysqlStore {
@@ -167,7 +169,17 @@ impl MysqlStore {
         Ok(Self {
             shared: Arc::new(Shared::new(context, Arc::new(pool), times)),
             processor: Arc::new(ProcessorSlot::new(options.processor)),
+            ahead: Arc::default(),
         })
+    }
+
+    /// Takes what an export has read ahead.
+    fn take_ahead(&self) -> Ahead {
+        std::mem::take(&mut *self.ahead.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn keep_ahead(&self, ahead: Ahead) {
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = ahead;
     }
 }
 

@@ -1,54 +1,88 @@
-//! Checking and counting what is stored, for operators.
+//! Moving, checking and measuring all that is stored, and removing what is old.
+
+mod check;
+mod export;
+mod import;
+mod leases;
+mod old;
+mod records;
+
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use fleethold_store::Result;
 use fleethold_store::maintenance::{
-    Cursor, Finding, MOST_EXAMPLES, Maintenance, Page, Progress, Row as StoredRow, Sizes, Table,
+    Cursor, Finding, Lease, Maintenance, Old, Page, Progress, Removed, Row, Sizes, Table,
 };
-use fleethold_store::{Error, ErrorKind, Result};
 use futures::FutureExt;
 
 use crate::MysqlStore;
-use crate::rows::take;
-use crate::sql::Batch;
+use crate::transaction::Replay;
+
+pub(crate) use self::records::Ahead;
 
 #[async_trait]
 impl Maintenance for MysqlStore {
-    async fn export_rows(&self, _: Table, _: Option<&Cursor>, _: usize) -> Result<Page> {
-        Err(not_supported("export_rows"))
+    async fn export_rows(
+        &self,
+        table: Table,
+        after: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<Page> {
+        if table == Table::Usage {
+            return records::page(self, after, limit).await;
+        }
+        let after = after.cloned().unwrap_or_default();
+        self.shared
+            .read(
+                export::OPERATION,
+                (after, limit),
+                move |(after, limit), tx| {
+                    async move { export::page(tx, table, after, *limit).await }.boxed()
+                },
+            )
+            .await
     }
 
-    async fn import_rows(&self, _: &[StoredRow], _: Option<&Progress>, _: &Progress) -> Result<()> {
-        Err(not_supported("import_rows"))
+    async fn import_rows(
+        &self,
+        rows: &[Row],
+        before: Option<&Progress>,
+        after: &Progress,
+    ) -> Result<()> {
+        import::check(&self.shared.context, rows)?;
+        if import::begins_links(before) {
+            import::add_index(self).await?;
+        }
+        let arguments = (rows.to_vec(), before.cloned(), after.clone());
+        self.shared
+            .write(
+                import::OPERATION,
+                Replay::Safe,
+                arguments,
+                |(rows, before, after), tx| {
+                    async move { import::page(tx, rows, before.as_ref(), after).await }.boxed()
+                },
+            )
+            .await?;
+        if import::ends_links(before, after) {
+            import::drop_index(self).await?;
+        }
+        Ok(())
     }
 
     async fn imported(&self) -> Result<Option<Progress>> {
-        Err(not_supported("imported"))
+        self.shared
+            .read("imported", (), |(), tx| {
+                async move { import::imported(tx).await }.boxed()
+            })
+            .await
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
         self.shared
             .read("check", (), |(), tx| {
-                async move {
-                    let mut findings = Vec::new();
-                    for (problem, sql) in PROBLEMS {
-                        let replies = tx.run(Batch::of(sql, &[])).await?;
-                        let rows: Vec<_> =
-                            replies.into_iter().flat_map(|reply| reply.rows).collect();
-                        let mut examples = Vec::new();
-                        for mut row in rows.iter().take(MOST_EXAMPLES).cloned() {
-                            examples.push(take(&mut row, 0)?);
-                        }
-                        if !rows.is_empty() {
-                            findings.push(Finding {
-                                problem,
-                                rows: u64::try_from(rows.len()).unwrap_or(u64::MAX),
-                                examples,
-                            });
-                        }
-                    }
-                    Ok(findings)
-                }
-                .boxed()
+                async move { check::findings(tx).await }.boxed()
             })
             .await
     }
@@ -56,92 +90,49 @@ impl Maintenance for MysqlStore {
     async fn sizes(&self) -> Result<Sizes> {
         self.shared
             .read("sizes", (), |(), tx| {
-                async move {
-                    let mut sizes = Sizes::default();
-                    let mut batch = Batch::default();
-                    for sql in COUNTS {
-                        batch.add(sql, &[]);
-                    }
-                    let replies = tx.commit(batch).await?;
-                    let mut counts = Vec::new();
-                    for mut row in replies.into_iter().flat_map(|reply| reply.rows) {
-                        counts.push(take::<Option<u64>>(&mut row, 0)?.unwrap_or_default());
-                    }
-                    let mut counts = counts.into_iter();
-                    for table in Table::ALL {
-                        sizes.rows.push((table, counts.next().unwrap_or_default()));
-                    }
-                    sizes.pending_for_clients = counts.next().unwrap_or_default();
-                    sizes.pending_for_server = counts.next().unwrap_or_default();
-                    sizes.bytes = counts.next();
-                    Ok(sizes)
-                }
-                .boxed()
+                async move { check::sizes(tx).await }.boxed()
+            })
+            .await
+    }
+
+    async fn hold_lease(
+        &self,
+        name: &str,
+        holder: u64,
+        duration: Duration,
+    ) -> Result<Option<Lease>> {
+        let arguments = (name.to_owned(), holder, duration);
+        self.shared
+            .write(
+                "hold_lease",
+                Replay::Safe,
+                arguments,
+                |(name, holder, duration), tx| {
+                    async move { leases::hold(tx, name, *holder, *duration).await }.boxed()
+                },
+            )
+            .await
+    }
+
+    async fn remove_old(
+        &self,
+        what: Old,
+        before: SystemTime,
+        after: Option<&Cursor>,
+        limit: usize,
+        lease: &Lease,
+    ) -> Result<Removed> {
+        let step = old::Step {
+            what,
+            before,
+            after: after.cloned().unwrap_or_default(),
+            limit,
+            lease: lease.clone(),
+        };
+        self.shared
+            .write(old::OPERATION, Replay::Safe, step, |step, tx| {
+                async move { step.run(tx).await }.boxed()
             })
             .await
     }
 }
-
-fn not_supported(operation: &'static str) -> Error {
-    let detail = "copies from and to MySQL come with a later version";
-    Error::new(ErrorKind::NotSupported, operation, detail)
-}
-
-/// In the order of [`Table::ALL`]; then what is pending, and the bytes on disk.
-const COUNTS: [&str; 11] = [
-    "-- sizes (clients)\nSELECT COUNT(*) FROM clients",
-    "-- sizes (messages)\nSELECT COUNT(*) FROM messages",
-    "-- sizes (contacts)\nSELECT COUNT(*) FROM client_contacts",
-    "-- sizes (links)\nSELECT COUNT(*) FROM client_contact_messages",
-    "-- sizes (usage)\nSELECT COUNT(*) FROM client_resource_usage_records",
-    "-- sizes (broadcasts)\nSELECT COUNT(*) FROM broadcasts",
-    "-- sizes (sent)\nSELECT COUNT(*) FROM broadcast_sent",
-    "-- sizes (files)\nSELECT COUNT(*) FROM files",
-    "-- sizes (for clients)\nSELECT COUNT(*) FROM pending_messages WHERE for_server = 0",
-    "-- sizes (for the server)\nSELECT COUNT(*) FROM pending_messages WHERE for_server = 1",
-    "-- sizes (bytes)\nSELECT SUM(data_length + index_length) FROM information_schema.tables\n\
-     WHERE table_schema = DATABASE()",
-];
-
-/// What foreign keys do not see, with the keys of the rows.
-const PROBLEMS: [(&str, &str); 6] = [
-    (
-        "messages have neither a result nor a pending row, and are never handed out",
-        "-- check (lost)\nSELECT LOWER(HEX(messages.message_id)) FROM messages\n\
-         LEFT JOIN pending_messages ON pending_messages.message_id = messages.message_id\n\
-         WHERE processed_time_seconds IS NULL AND pending_messages.message_id IS NULL LIMIT 10000",
-    ),
-    (
-        "messages have a result and a pending row, and are handed out again",
-        "-- check (again)\nSELECT LOWER(HEX(messages.message_id)) FROM messages\n\
-         JOIN pending_messages ON pending_messages.message_id = messages.message_id\n\
-         WHERE processed_time_seconds IS NOT NULL LIMIT 10000",
-    ),
-    (
-        "pending messages are marked for the wrong side",
-        "-- check (side)\nSELECT LOWER(HEX(messages.message_id)) FROM messages\n\
-         JOIN pending_messages ON pending_messages.message_id = messages.message_id\n\
-         WHERE for_server <> (destination_client_id IS NULL) LIMIT 10000",
-    ),
-    (
-        "pending messages are in the queue of another client",
-        "-- check (queue)\nSELECT LOWER(HEX(messages.message_id)) FROM messages\n\
-         JOIN pending_messages ON pending_messages.message_id = messages.message_id\n\
-         WHERE fleethold_queue IS NOT NULL\n\
-         AND LEFT(fleethold_queue, 8) <> COALESCE(destination_client_id, x'') LIMIT 10000",
-    ),
-    (
-        "broadcasts have allocated less than their allocations have together",
-        "-- check (allocated)\nSELECT LOWER(HEX(broadcasts.broadcast_id)) FROM broadcasts\n\
-         JOIN broadcast_allocations\n\
-         ON broadcast_allocations.broadcast_id = broadcasts.broadcast_id\n\
-         WHERE broadcast_allocations.message_limit < 9223372036854775807\n\
-         GROUP BY broadcasts.broadcast_id, broadcasts.allocated\n\
-         HAVING broadcasts.allocated < SUM(broadcast_allocations.message_limit) LIMIT 10000",
-    ),
-    (
-        "allocations have sent more than they may",
-        "-- check (over)\nSELECT LOWER(HEX(allocation_id)) FROM broadcast_allocations\n\
-         WHERE sent > message_limit LIMIT 10000",
-    ),
-];

@@ -289,7 +289,7 @@ pub(crate) fn set_results(batch: &mut Batch, results: &[(MessageId, ResultRecord
 
 /// As [`set_results`], for messages that are pending; one that was finished
 /// meanwhile keeps its result.
-fn fail_pending(batch: &mut Batch, results: &[(MessageId, ResultRecord)]) {
+pub(crate) fn fail_pending(batch: &mut Batch, results: &[(MessageId, ResultRecord)]) {
     write_results(batch, FAIL_PENDING, results);
     for slice in results.chunks(MOST_ROWS) {
         let ids = List::ids(slice.iter().map(|(id, _)| id));

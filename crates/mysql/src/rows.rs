@@ -41,7 +41,7 @@ fn take_client(row: &mut Row, at: usize) -> Worked<Option<ClientId>> {
         .transpose()
 }
 
-fn unreadable(error: fleethold_store::IdError) -> Failure {
+pub(crate) fn unreadable(error: fleethold_store::IdError) -> Failure {
     Failure::Unreadable(error.to_string().into())
 }
 

@@ -244,6 +244,14 @@ impl Inspection {
                 self.additions.push(what.to_owned());
             }
         }
+        // Added after the others: a database may have those without these.
+        if ["fleethold_copies", "fleethold_leases"]
+            .iter()
+            .any(|table| !self.has_table(table))
+        {
+            let tables = "tables `fleethold_copies`, `fleethold_leases`";
+            self.additions.push(tables.to_owned());
+        }
     }
 
     /// Texts must be able to hold every character; keys should be compared byte by byte.

@@ -269,7 +269,35 @@ CREATE TABLE IF NOT EXISTS fleethold_locks (
     name VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY,
     taken BIGINT UNSIGNED NOT NULL COMMENT 'counts; whoever changes it has the lock until it commits'
 ) ENGINE = InnoDB",
+    "\
+-- create_fleethold_copies
+CREATE TABLE IF NOT EXISTS fleethold_copies (
+    id TINYINT PRIMARY KEY COMMENT 'always 1: the copy of another store that came into this database',
+    source BLOB NOT NULL COMMENT 'UTF-8',
+    table_name VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin
+    COMMENT 'NULL: the copy is finished',
+    place BLOB COMMENT 'NULL: at the beginning of the table',
+    row_count BIGINT UNSIGNED NOT NULL
+) ENGINE = InnoDB",
+    "\
+-- create_fleethold_leases
+CREATE TABLE IF NOT EXISTS fleethold_leases (
+    name VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY,
+    holder BIGINT UNSIGNED NOT NULL,
+    fence BIGINT UNSIGNED NOT NULL COMMENT 'grows whenever the holder changes',
+    until_micros BIGINT NOT NULL COMMENT 'by the clock of the database',
+    steps BIGINT UNSIGNED NOT NULL COMMENT 'counts what was done under the lease'
+) ENGINE = InnoDB",
 ];
+
+/// Leads to a contact by its time, while links are copied.
+pub(crate) const ADD_COPY_INDEX: &str = "\
+-- import_rows (index)
+ALTER TABLE client_contacts ADD INDEX fleethold_copy (time, client_id)";
+
+pub(crate) const DROP_COPY_INDEX: &str = "\
+-- import_rows (drop index)
+ALTER TABLE client_contacts DROP INDEX fleethold_copy";
 
 /// In whose queue a pending message waits: empty for the server, else the
 /// client and a hash of the service; NULL for what a stock server has stored,

@@ -273,6 +273,12 @@ impl Tx {
         self.state == State::Fresh
     }
 
+    /// Lets statements run longer than those of servers, for those of operators.
+    pub(crate) fn take_time(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(3600);
+        self.limit = self.limit.max(PATIENCE);
+    }
+
     /// Runs statements and keeps the transaction open.
     pub(crate) async fn run(&mut self, batch: Batch) -> Worked<Vec<Reply>> {
         self.send(batch, false).await

@@ -5,6 +5,7 @@ use std::ops::Range;
 use fleethold_proto::fleetspeak::server::ClientResourceUsageRecord;
 use fleethold_store::ClientId;
 use fleethold_store::record::UsageRecord;
+use mysql_async::Row;
 
 use crate::error::Worked;
 use crate::rows::take;
@@ -13,7 +14,28 @@ use crate::transaction::Tx;
 
 /// Appends a record, unless an earlier attempt may have done so and it is there.
 pub(crate) async fn insert(tx: &mut Tx, client: ClientId, record: &UsageRecord) -> Worked<()> {
-    let values = [
+    let values = row(&client, record);
+    if tx.replayed() {
+        let same = Batch::of(FIND, &[&values[..1], &values[2..6]].concat());
+        if tx
+            .run(same)
+            .await?
+            .iter()
+            .any(|reply| !reply.rows.is_empty())
+        {
+            return Ok(());
+        }
+    }
+    tx.commit(Batch::of(INSERT, &values)).await?;
+    Ok(())
+}
+
+/// The places of [`row`].
+pub(crate) const ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+
+/// Returns the values of a record's columns, in their order.
+pub(crate) fn row<'a>(client: &'a ClientId, record: &'a UsageRecord) -> [Value<'a>; 15] {
+    [
         Value::Bytes(client.as_bytes()),
         Value::Text(&record.scope),
         Value::Int(record.pid),
@@ -29,20 +51,7 @@ pub(crate) async fn insert(tx: &mut Tx, client: ClientId, record: &UsageRecord) 
         Value::Int(record.max_resident_memory_mib.into()),
         Value::Int(record.mean_num_fds.into()),
         Value::Int(record.max_num_fds.into()),
-    ];
-    if tx.replayed() {
-        let same = Batch::of(FIND, &[&values[..1], &values[2..6]].concat());
-        if tx
-            .run(same)
-            .await?
-            .iter()
-            .any(|reply| !reply.rows.is_empty())
-        {
-            return Ok(());
-        }
-    }
-    tx.commit(Batch::of(INSERT, &values)).await?;
-    Ok(())
+    ]
 }
 
 const FIND: &str = "\
@@ -79,27 +88,30 @@ pub(crate) async fn fetch(
         .into_iter()
         .flat_map(|reply| reply.rows)
     {
-        let row = &mut row;
-        let record = UsageRecord {
-            scope: take(row, 0)?,
-            pid: take(row, 1)?,
-            process_start_nanos: take(row, 2)?,
-            client_nanos: take(row, 3)?,
-            server_nanos: take(row, 4)?,
-            process_terminated: take(row, 5)?,
-            mean_user_cpu_rate: rate(take(row, 6)?),
-            max_user_cpu_rate: rate(take(row, 7)?),
-            mean_system_cpu_rate: rate(take(row, 8)?),
-            max_system_cpu_rate: rate(take(row, 9)?),
-            mean_resident_memory_mib: take(row, 10)?,
-            max_resident_memory_mib: take(row, 11)?,
-            // Rows from before October 2020 have none.
-            mean_num_fds: take::<Option<i32>>(row, 12)?.unwrap_or_default(),
-            max_num_fds: take::<Option<i32>>(row, 13)?.unwrap_or_default(),
-        };
-        records.push(record.into_wire());
+        records.push(record(&mut row)?.into_wire());
     }
     Ok(records)
+}
+
+/// Takes the columns that [`FETCH`] names first.
+pub(crate) fn record(row: &mut Row) -> Worked<UsageRecord> {
+    Ok(UsageRecord {
+        scope: take(row, 0)?,
+        pid: take(row, 1)?,
+        process_start_nanos: take(row, 2)?,
+        client_nanos: take(row, 3)?,
+        server_nanos: take(row, 4)?,
+        process_terminated: take(row, 5)?,
+        mean_user_cpu_rate: rate(take(row, 6)?),
+        max_user_cpu_rate: rate(take(row, 7)?),
+        mean_system_cpu_rate: rate(take(row, 8)?),
+        max_system_cpu_rate: rate(take(row, 9)?),
+        mean_resident_memory_mib: take(row, 10)?,
+        max_resident_memory_mib: take(row, 11)?,
+        // Rows from before October 2020 have none.
+        mean_num_fds: take::<Option<i32>>(row, 12)?.unwrap_or_default(),
+        max_num_fds: take::<Option<i32>>(row, 13)?.unwrap_or_default(),
+    })
 }
 
 /// A stock server stores rates that no float holds, and then cannot read them.

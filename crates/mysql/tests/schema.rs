@@ -29,7 +29,8 @@ async fn stock(connection: &mut Conn, database: &Database) {
     store.close().await.unwrap();
     for sql in [
         "DROP TABLE fleethold_messages, fleethold_broadcast_groups, \
-         fleethold_broadcast_messages, fleethold_locks, fleethold_schema",
+         fleethold_broadcast_messages, fleethold_copies, fleethold_leases, \
+             fleethold_locks, fleethold_schema",
         "ALTER TABLE pending_messages DROP INDEX fleethold_queue, DROP COLUMN fleethold_queue",
     ] {
         run(connection, sql).await;

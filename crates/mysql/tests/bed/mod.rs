@@ -170,8 +170,8 @@ impl Harness for Mysql {
             presets_contacts: self.options.takeover == Takeover::Widen,
             conflicts: true,
             counts_work: true,
-            maintains: false,
-            forgets: false,
+            maintains: true,
+            forgets: true,
         }
     }
 
@@ -207,7 +207,11 @@ impl Harness for Mysql {
             }
         };
         let (locked, counted) = (database.url(), database.url());
-        Bed::new(Arc::new(store), clock)
+        let aged = behind.clone();
+        let store = Arc::new(store);
+        Bed::new(Arc::<MysqlStore>::clone(&store), clock)
+            .with_maintenance(store)
+            .with_aged_leases(move |by| aged(format!("{AGE_LEASES}{}", by.as_micros())))
             .with_guard(database)
             .with_reopen(again.clone())
             .with_second(again)
@@ -231,6 +235,8 @@ impl Harness for Mysql {
             })
     }
 }
+
+const AGE_LEASES: &str = "UPDATE fleethold_leases SET until_micros = until_micros - ";
 
 const DAMAGE: &str = "\
 UPDATE messages SET annotations = x'ff', validation_info = x'ff' WHERE message_id = ";
