@@ -480,7 +480,7 @@ async fn lost_lease_removes_nothing(bed: Bed) {
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Transient);
     }
     assert_eq!(rows(&bed, Table::Usage).await, 2, "nothing was removed");
-    let removed = store.remove_old(Old::Usage, now, None, 10, &taken).await;
+    let removed = store.remove_old(Old::Usage, now, None, 1_000, &taken).await;
     assert_eq!(
         removed.unwrap(),
         Removed {

@@ -1,13 +1,17 @@
-//! Moving, checking and measuring all that is stored.
+//! Moving, checking and measuring all that is stored, and removing what is old.
 
 mod check;
 mod export;
 mod import;
+mod leases;
+mod old;
+
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use fleethold_store::Result;
 use fleethold_store::maintenance::{
-    Cursor, Finding, Maintenance, Page, Progress, Row, Sizes, Table,
+    Cursor, Finding, Lease, Maintenance, Old, Page, Progress, Removed, Row, Sizes, Table,
 };
 
 use crate::PostgresStore;
@@ -56,5 +60,32 @@ impl Maintenance for PostgresStore {
 
     async fn sizes(&self) -> Result<Sizes> {
         check::sizes(&self.shared).await
+    }
+
+    async fn hold_lease(
+        &self,
+        name: &str,
+        holder: u64,
+        duration: Duration,
+    ) -> Result<Option<Lease>> {
+        leases::hold(&self.shared, name, holder, duration).await
+    }
+
+    async fn remove_old(
+        &self,
+        what: Old,
+        before: SystemTime,
+        after: Option<&Cursor>,
+        limit: usize,
+        lease: &Lease,
+    ) -> Result<Removed> {
+        let step = old::Step {
+            what,
+            before,
+            after: after.map_or(&[][..], |place| &place[..]),
+            limit,
+            lease,
+        };
+        step.run(&self.shared).await
     }
 }

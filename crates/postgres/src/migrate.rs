@@ -25,10 +25,16 @@ struct Migration {
 }
 
 /// All migrations, oldest first. A published one never changes.
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    sql: include_str!("../migrations/0001_initial.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        sql: include_str!("../migrations/0001_initial.sql"),
+    },
+    Migration {
+        version: 2,
+        sql: include_str!("../migrations/0002_leases.sql"),
+    },
+];
 
 /// How long a start waits for another server that migrates.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(600);

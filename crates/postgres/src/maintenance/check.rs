@@ -165,8 +165,13 @@ SELECT
     (SELECT count(*) FROM clients),
     (SELECT count(*) FROM messages),
     (SELECT count(*) FROM contacts),
-    (SELECT count(*) FROM contact_messages)
-        + (SELECT count(*) FROM messages WHERE contact_id IS NOT NULL),
+    (
+        SELECT count(*) FROM contact_messages AS links
+        WHERE EXISTS (SELECT 1 FROM messages WHERE messages.message_id = links.message_id)
+    ) + (
+        SELECT count(*) FROM messages JOIN contacts
+        ON contacts.client_id = messages.source_client AND contacts.contact_id = messages.contact_id
+    ),
     (SELECT count(*) FROM usage_records),
     (SELECT count(*) FROM broadcasts),
     (SELECT count(*) FROM broadcasts_sent),

@@ -402,6 +402,7 @@ FROM contact_messages AS links CROSS JOIN LATERAL (
     LIMIT 1
 ) AS contacts
 WHERE (links.client_id, links.contact_id, links.message_id) > ($1, $2, $3)
+AND EXISTS (SELECT 1 FROM messages WHERE messages.message_id = links.message_id)
 ORDER BY links.client_id, links.contact_id, links.message_id LIMIT $4",
     types: &[BYTES, BYTES, BYTES, LONG],
 };

@@ -360,7 +360,7 @@ impl Harness for Kind {
             // Statistics of the server come late; `plans` counts what a claim reads.
             counts_work: false,
             maintains: true,
-            forgets: false,
+            forgets: true,
         }
     }
 
@@ -391,8 +391,10 @@ impl Harness for Kind {
         };
         let store = open_store().await;
         let (damaged, locked) = (database.url.clone(), database.url.clone());
+        let aged = database.url.clone();
         Bed::new(Arc::clone(&store) as Arc<dyn Store>, clock)
             .with_maintenance(store)
+            .with_aged_leases(move |by| block(age_leases(&aged, by)))
             .with_guard(database)
             .with_reopen(open.clone())
             .with_second(open)
@@ -406,6 +408,13 @@ async fn damage(url: &str, id: MessageId) {
     let id: &[u8] = id.as_ref();
     let damaged = client.execute(DAMAGE, &[&id]).await.expect("a statement");
     assert_eq!(damaged, 1, "the message is stored");
+}
+
+async fn age_leases(url: &str, by: std::time::Duration) {
+    let client = connect(url).await;
+    let micros = by.as_micros();
+    let sql = format!("UPDATE leases SET until_micros = until_micros - {micros}");
+    client.batch_execute(&sql).await.expect("a statement");
 }
 
 const DAMAGE: &str = "\

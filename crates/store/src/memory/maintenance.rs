@@ -303,7 +303,7 @@ impl State {
                             Row::Sent(SentRow {
                                 client: *client,
                                 broadcast: *broadcast,
-                                message: *message,
+                                message: message.filter(|message| self.messages.contains(*message)),
                             })
                         })
                     })
