@@ -158,7 +158,7 @@ async fn start(
     let retention = args.retention;
     let mut plan = plan::Plan::new(args, &*clock, &random)?;
     let reloader = Reloader::new(operation, &plan.config);
-    let retention = retention.of_store(plan.store.retention())?;
+    let retention = retention.or(plan.store.retention());
     agents::allow_open_files(&mut plan.config.limits);
     let names = std::env::var("LISTEN_FDNAMES").ok();
     inherit::take(&mut plan.config, names.as_deref())?;

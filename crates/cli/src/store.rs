@@ -79,10 +79,14 @@ impl StoreUrl {
         }
     }
 
-    /// Returns how long a store of this kind keeps what grows with time; `None`
-    /// if it removes nothing by itself.
-    pub(crate) fn retention(&self) -> Option<Retention> {
-        matches!(self, Self::Sqlite(_)).then(Retention::default)
+    /// Returns how long a store of this kind keeps what grows with time, unless
+    /// somebody says so. A stock server, which may share a MySQL database, keeps
+    /// everything.
+    pub(crate) fn retention(&self) -> Retention {
+        match self {
+            Self::Sqlite(_) | Self::Postgres(_) => Retention::default(),
+            Self::Mysql(_) => Retention::NONE,
+        }
     }
 
     /// Names the store so that nobody takes it for another one: a relative path

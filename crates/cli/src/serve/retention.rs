@@ -8,22 +8,20 @@ use fleethold_store::maintenance::{Retention, RetentionTask};
 use fleethold_store::{Clock, Maintenance, Random};
 use tokio::task::JoinHandle;
 
-use crate::output::Failure;
-
-const RETENTION: &str = "Retention on SQLite, in days; 0 for ever (docs/operations.md)";
+const RETENTION: &str = "Retention in days; 0 for ever (docs/operations.md)";
 
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct RetentionArgs {
-    /// How long contacts are kept [default: 14]
+    /// How long contacts are kept [default: 14, on MySQL for ever]
     #[arg(long, value_name = "DAYS", help_heading = RETENTION, value_parser = days())]
     keep_contacts: Option<u64>,
-    /// How long resource usage records are kept [default: 14]
+    /// How long resource usage records are kept [default: 14, on MySQL for ever]
     #[arg(long, value_name = "DAYS", help_heading = RETENTION, value_parser = days())]
     keep_usage: Option<u64>,
-    /// How long messages are kept after they have a result [default: 15]
+    /// How long messages are kept after they have a result [default: 15, on MySQL for ever]
     #[arg(long, value_name = "DAYS", help_heading = RETENTION, value_parser = days())]
     keep_messages: Option<u64>,
-    /// How long messages wait for their client before they fail [default: 14]
+    /// How long messages wait for their client before they fail [default: 14, on MySQL for ever]
     #[arg(long, value_name = "DAYS", help_heading = RETENTION, value_parser = days())]
     keep_pending: Option<u64>,
 }
@@ -35,7 +33,7 @@ fn days() -> impl clap::builder::TypedValueParser {
 
 impl RetentionArgs {
     /// Returns what to keep, given what a store of this kind keeps by default.
-    fn retention(self, default: Retention) -> Retention {
+    pub(super) fn or(self, default: Retention) -> Retention {
         let age = |days: Option<u64>, default| match days {
             None => default,
             Some(0) => None,
@@ -49,28 +47,6 @@ impl RetentionArgs {
         }
     }
 
-    /// Returns what to keep in a store that keeps this by default, if it can
-    /// remove anything at all.
-    pub(super) fn of_store(self, default: Option<Retention>) -> Result<Retention, Failure> {
-        let Some(default) = default else {
-            let flags = [
-                self.keep_contacts,
-                self.keep_usage,
-                self.keep_messages,
-                self.keep_pending,
-            ];
-            return match flags.into_iter().flatten().any(|days| days > 0) {
-                true => Err(Failure::usage(
-                    "a store of this kind keeps everything: --keep-contacts, --keep-usage, \
-                     --keep-messages and --keep-pending have no effect",
-                )
-                .hint("leave them out")),
-                false => Ok(Retention::NONE),
-            };
-        };
-        Ok(self.retention(default))
-    }
-
     /// Removes what is old, again and again, until the result is aborted.
     pub(super) fn start(
         retention: Retention,
@@ -78,6 +54,18 @@ impl RetentionArgs {
         clock: Arc<dyn Clock>,
         random: &Random,
     ) -> Option<JoinHandle<()>> {
+        let days = |age: Option<Duration>| {
+            age.map_or("for ever".to_owned(), |age| {
+                format!("{} days", age.as_secs() / (24 * 60 * 60))
+            })
+        };
+        tracing::info!(
+            contacts = days(retention.contacts),
+            usage = days(retention.usage),
+            messages = days(retention.messages),
+            pending = days(retention.pending),
+            "what is older is removed"
+        );
         if retention == Retention::NONE {
             return None;
         }
@@ -111,12 +99,10 @@ mod tests {
             keep_pending: None,
         };
         let days = |days: u64| Some(Duration::from_secs(days * 86_400));
-        let kept = args.of_store(Some(Retention::default())).unwrap();
+        let kept = args.or(Retention::default());
         assert_eq!((kept.contacts, kept.usage), (days(2), None));
         assert_eq!((kept.messages, kept.pending), (days(15), days(14)));
-        let kept = args.of_store(Some(Retention::NONE)).unwrap();
+        let kept = args.or(Retention::NONE);
         assert_eq!((kept.contacts, kept.messages), (days(2), None));
-        let refused = args.of_store(None).unwrap_err();
-        assert!(refused.error().to_string().contains("keeps everything"));
     }
 }

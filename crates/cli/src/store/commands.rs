@@ -7,7 +7,7 @@ use fleethold_store::maintenance::{self, CopyError, Progress, Table};
 use fleethold_store::{Clock, Error, Maintenance, Random};
 use serde_json::json;
 
-use super::StoreUrl;
+use super::{StoreUrl, Takeover, check_takeover};
 use crate::output::{self, Exit, Failure};
 
 #[derive(Subcommand, Debug)]
@@ -38,6 +38,9 @@ pub(crate) struct CopyArgs {
     /// The store to copy to, which is made if it does not exist
     #[arg(long, value_name = "URL")]
     to: StoreUrl,
+    /// What may be done to the database of a stock server, to copy it
+    #[arg(long, value_enum, value_name = "WHAT")]
+    takeover: Option<Takeover>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -68,7 +71,15 @@ async fn copy(args: CopyArgs, clock: Arc<dyn Clock>) -> Result<(), Failure> {
     if source == args.to.whereabouts() {
         return Err(Failure::usage("--from and --to name the same store"));
     }
-    let from = open_existing(&args.from, &clock).await?;
+    if args.takeover == Some(Takeover::Check) {
+        return check_takeover(&args.from).await;
+    }
+    args.from.check_exists().await?;
+    let random = Arc::new(Random::from_os());
+    let opened = args
+        .from
+        .open_with(args.takeover, Arc::clone(&clock), random);
+    let from = opened.await?;
     let to = open(&args.to, &clock).await?;
     let result = copy_and_compare(&*from, &source, &*to).await;
     close(&*from).await?;
