@@ -1,11 +1,13 @@
 //! Stores move between databases of all kinds, and servers on them remove what is old.
 
+#[expect(dead_code, reason = "each test program uses its part")]
 #[path = "support/database.rs"]
 mod database;
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +21,9 @@ use fleethold_store::{
     BROADCAST_UNLIMITED, BroadcastId, BroadcastStore, ClientData, ClientId, ClientStore,
     ContactData, FileStore, ManualClock, MessageStore, Random, Store,
 };
-use fleethold_testdb::{Cut, Proxy, postgres};
+use fleethold_testdb::{Proxy, postgres};
 use serde_json::Value;
-use support::{Serving, run};
+use support::{Serving, command, run};
 
 const CLIENTS: u64 = 1_200;
 const MESSAGES: u64 = 1_300;
@@ -64,7 +66,13 @@ fn message(number: u64, from: Option<ClientId>, to: Option<ClientId>) -> Message
 async fn fill(path: &Path) {
     let clock = Arc::new(ManualClock::at(100_000));
     let random = Arc::new(Random::seeded(1));
-    let store = SqliteStore::open(path, SqliteOptions::default(), clock.clone(), random).unwrap();
+    let store = SqliteStore::open(
+        path,
+        SqliteOptions::default(),
+        Arc::<ManualClock>::clone(&clock),
+        random,
+    )
+    .unwrap();
     for number in 1..=CLIENTS {
         let label = |service: &str, label: &str| Label {
             service_name: service.into(),
@@ -174,31 +182,36 @@ fn copy(from: &str, to: &str) -> Vec<(String, u64)> {
     rows.collect()
 }
 
-/// Begins a copy whose way to the target's database is cut after some requests.
+/// Begins a copy that ends after some requests to the target's database: because
+/// that is out of reach, or because the process is killed.
 #[tokio::main]
-async fn interrupted_copy(from: &str, to: &str, port: u16, requests: u64) {
-    let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+async fn interrupted_copy(from: &str, to: &str, requests: u64, kill: bool) {
+    let (server, database) = to.rsplit_once('/').unwrap();
+    let (begin, port) = server.rsplit_once(':').unwrap();
+    let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().unwrap()));
     let proxy = Proxy::start(target).await.unwrap();
-    let through = to.replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
-    assert_ne!(through, to);
-    proxy.cut_at(requests, Cut::AfterAnswer);
-    let copying = {
-        let (from, through) = (from.to_owned(), through.clone());
-        tokio::task::spawn_blocking(move || {
-            run(["store", "copy", "--from", &from, "--to", &through])
-        })
-    };
+    let through = format!("{begin}:{}/{database}", proxy.port());
+    let mut copying = command();
+    copying.args(["store", "copy", "--from", from, "--to", &through]);
+    let mut copying = copying.stderr(Stdio::piped()).spawn().unwrap();
     while proxy.round_trips() < requests {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        assert!(!copying.is_finished(), "it is interrupted");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(copying.try_wait().unwrap(), None, "it is not done yet");
     }
-    proxy.refuse(true);
-    let failed = copying.await.unwrap();
-    assert_ne!(failed.status, Some(0), "{failed:#?}");
-    assert!(
-        failed.stderr.contains("goes on where it was"),
-        "{failed:#?}"
-    );
+    if kill {
+        copying.kill().unwrap();
+    } else {
+        proxy.refuse(true);
+    }
+    let failed = tokio::task::spawn_blocking(|| copying.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    let messages = String::from_utf8(failed.stderr).unwrap();
+    assert!(!failed.status.success(), "{messages}");
+    if !kill {
+        assert!(messages.contains("goes on where it was"), "{messages}");
+    }
 }
 
 #[test]
@@ -212,11 +225,11 @@ fn stores_are_copied_between_all_kinds_of_databases_and_copies_go_on() {
     let postgres = format!("{}/postgres", postgres::url(server.port()));
     let last = format!("sqlite:{}", dir.path().join("last.db").display());
 
-    let mysql_port = mysql.url.rsplit_once('/').unwrap().0;
-    let mysql_port = mysql_port.rsplit_once(':').unwrap().1.parse().unwrap();
     // Makes the tables, so that requests are those of the copy.
-    run(["store", "stats", "--store", &postgres]).data();
-    interrupted_copy(&first, &mysql.url, mysql_port, 60);
+    for store in [&postgres, &mysql.url] {
+        Serving::start_with(&dir.path().join("data"), &["--store", store]).stop();
+    }
+    interrupted_copy(&first, &mysql.url, 40, false);
     let come = run(["store", "stats", "--store", &mysql.url, "--json"]).json();
     let come = come["tables"]["clients"].as_u64().unwrap();
     assert!(come > 0, "{come} clients have come");
@@ -224,7 +237,7 @@ fn stores_are_copied_between_all_kinds_of_databases_and_copies_go_on() {
     let rows = copy(&first, &mysql.url);
     assert!(rows.iter().all(|(_, rows)| *rows > 0), "{rows:?}");
     assert!(rows.contains(&("clients".to_owned(), CLIENTS)), "{rows:?}");
-    interrupted_copy(&mysql.url, &postgres, server.port(), 60);
+    interrupted_copy(&mysql.url, &postgres, 60, true);
     assert_eq!(copy(&mysql.url, &postgres), rows);
     assert_eq!(copy(&postgres, &last), rows);
     // What has gone round is what it was.

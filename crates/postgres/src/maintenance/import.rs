@@ -1,18 +1,25 @@
 //! Writing rows of another store.
 
+use std::collections::HashMap;
+use std::fmt;
+
 use bytes::Bytes;
 use fleethold_store::maintenance::{
     BroadcastRow, ClientRow, ContactRow, FileRow, LinkRow, MessageRow, Progress, Row, SentRow,
     Table,
 };
-use fleethold_store::{Error, ErrorKind, Outcome};
+use fleethold_store::{Error, ErrorKind, MessageId, Outcome};
+use futures::future::join_all;
 
 use crate::contacts::{first_id, ordered_id};
 use crate::error::Worked;
 use crate::incoming::{CHUNK_BYTES, Columns, insert};
-use crate::query::{BOOL, BYTES, BYTES_LIST, INT, INT_LIST, LONG, Query, TEXT, Values};
+use crate::query::{BOOL, BYTES, BYTES_LIST, INT, INT_LIST, LONG, Query, TEXT, Values, list};
 use crate::transactions::Tx;
 use crate::{Shared, broadcasts, clients, usage};
+
+/// So many rows are on their way to the database at the same time.
+const PIPELINED: usize = 50;
 
 /// Adds rows as they are.
 pub(super) async fn rows(
@@ -21,26 +28,46 @@ pub(super) async fn rows(
     operation: &'static str,
     rows: &[Row],
 ) -> Worked<()> {
-    for row in rows {
-        let added = match row {
-            Row::Client(row) => client(tx, row).await?,
-            Row::Message(row) => message(tx, row).await?,
-            Row::Contact(row) => contact(shared, tx, row).await?,
-            Row::Link(row) => link(tx, row).await?,
-            Row::Usage(client, record) => {
-                let id = ordered_id(record.server_nanos, &shared.random);
-                usage::insert(tx, *client, &id, record).await?
+    let taken = |row: &dyn fmt::Display| {
+        let detail = format!("{row} exists, or refers to a row that does not");
+        Error::new(ErrorKind::AlreadyExists, operation, detail)
+    };
+    let new: Vec<_> = rows
+        .iter()
+        .filter_map(|row| match row {
+            Row::Message(row) => Some(row),
+            _ => None,
+        })
+        .collect();
+    if let Some(known) = messages(tx, &new).await? {
+        return Err(taken(&format_args!("message {known}")).into());
+    }
+    for rows in rows.chunks(PIPELINED) {
+        // All are waited for: the first error is the cause of those after it.
+        let added = join_all(rows.iter().map(|row| add(shared, tx, row))).await;
+        for (row, added) in rows.iter().zip(added) {
+            if !added? {
+                return Err(taken(row).into());
             }
-            Row::Broadcast(row) => broadcast(shared, tx, row).await?,
-            Row::Sent(row) => sent(tx, row).await?,
-            Row::File(row) => file(shared, tx, row).await?,
-        };
-        if !added {
-            let detail = format!("{row} exists, or refers to a row that does not");
-            return Err(Error::new(ErrorKind::AlreadyExists, operation, detail).into());
         }
     }
     Ok(())
+}
+
+async fn add(shared: &Shared, tx: &Tx, row: &Row) -> Worked<bool> {
+    match row {
+        Row::Client(row) => client(tx, row).await,
+        Row::Message(_) => Ok(true),
+        Row::Contact(row) => contact(shared, tx, row).await,
+        Row::Link(row) => link(tx, row).await,
+        Row::Usage(client, record) => {
+            let id = ordered_id(record.server_nanos, &shared.random);
+            usage::insert(tx, *client, &id, record).await
+        }
+        Row::Broadcast(row) => broadcast(shared, tx, row).await,
+        Row::Sent(row) => sent(tx, row).await,
+        Row::File(row) => file(shared, tx, row).await,
+    }
 }
 
 async fn client(tx: &Tx, row: &ClientRow) -> Worked<bool> {
@@ -82,36 +109,65 @@ SELECT 1 FROM added",
     ],
 };
 
-async fn message(tx: &Tx, row: &MessageRow) -> Worked<bool> {
-    let id: &[u8] = row.record.id.as_ref();
-    if !tx.rows(&FIND_MESSAGE, &[&id]).await?.is_empty() {
-        return Ok(false);
+/// Adds messages, or returns one that is known.
+async fn messages(tx: &Tx, rows: &[&MessageRow]) -> Worked<Option<MessageId>> {
+    if rows.is_empty() {
+        return Ok(None);
     }
-    let due_micros = row.due_micros.unwrap_or_default();
-    let columns = Columns::of(std::slice::from_ref(&row.record), |_| due_micros);
+    let mut due_micros = HashMap::new();
+    let mut twice = None;
+    for row in rows {
+        let known = due_micros.insert(row.record.id, row.due_micros.unwrap_or_default());
+        twice = twice.or(known.map(|_| row.record.id));
+    }
+    let ids = list(due_micros.keys());
+    if let Some(row) = tx.rows(&FIND_MESSAGES, &[&ids]).await?.first() {
+        twice = MessageId::try_from(row.try_get::<_, &[u8]>(0)?).ok();
+    }
+    if twice.is_some() {
+        return Ok(twice);
+    }
+    let records: Vec<_> = rows.iter().map(|row| row.record.clone()).collect();
+    let columns = Columns::of(&records, |record| due_micros[&record.id]);
     insert(tx, &[], &columns).await?;
-    if row.claims > 0 {
-        let claims = i32::try_from(row.claims).unwrap_or(i32::MAX);
-        tx.rows(&SET_CLAIMS, &[&id, &claims]).await?;
+    let claimed = rows.iter().filter(|row| row.claims > 0);
+    let (claimed, claims): (Vec<&[u8]>, Vec<_>) = claimed
+        .map(|row| {
+            let claims = i32::try_from(row.claims).unwrap_or(i32::MAX);
+            (row.record.id.as_ref(), claims)
+        })
+        .unzip();
+    if !claimed.is_empty() {
+        let values: Values<'_> = &[&claimed, &claims];
+        tx.all(&[(&SET_CLAIMS, values), (&SET_SERVER_CLAIMS, values)])
+            .await?;
     }
-    Ok(true)
+    Ok(None)
 }
 
-const FIND_MESSAGE: Query = Query {
+const FIND_MESSAGES: Query = Query {
     sql: "\
--- import_rows (find message)
-SELECT 1 FROM messages WHERE message_id = $1",
-    types: &[BYTES],
+-- import_rows (find messages)
+SELECT message_id FROM messages WHERE message_id = ANY($1) LIMIT 1",
+    types: &[BYTES_LIST],
 };
 
 const SET_CLAIMS: Query = Query {
     sql: "\
 -- import_rows (claims)
-WITH for_clients AS (
-    UPDATE client_pending SET claims = $2 WHERE message_id = $1
-)
-UPDATE server_pending SET claims = $2 WHERE message_id = $1",
-    types: &[BYTES, INT],
+UPDATE client_pending SET claims = given.claims
+FROM unnest($1::bytea[], $2::integer[]) AS given (message_id, claims)
+WHERE client_pending.message_id = given.message_id",
+    types: &[BYTES_LIST, INT_LIST],
+};
+
+const SET_SERVER_CLAIMS: Query = Query {
+    sql: "\
+-- import_rows (claims of the server)
+UPDATE server_pending SET claims = given.claims
+FROM unnest($1::bytea[], $2::integer[]) AS given (message_id, claims)
+WHERE server_pending.message_id = given.message_id",
+    types: &[BYTES_LIST, INT_LIST],
 };
 
 async fn contact(shared: &Shared, tx: &Tx, row: &ContactRow) -> Worked<bool> {
