@@ -185,22 +185,24 @@ impl Place {
             .await
             .map_err(|error| self.failed(error))?;
         match table {
-            Some(row) => Err(OpenError::Foreign {
+            // Another server may have made it since we have looked for ours.
+            Some(row) if !self.is_ours(client).await? => Err(OpenError::Foreign {
                 database,
                 table: row.get(0),
             }),
-            None => Ok(()),
+            _ => Ok(()),
         }
+    }
+
+    /// Returns whether a server of ours has begun with the schema.
+    async fn is_ours(&self, client: &Client) -> Result<bool, OpenError> {
+        let row = client.query_one(CHECK, &[]).await;
+        Ok(row.map_err(|error| self.failed(error))?.get(2))
     }
 
     /// Returns versions and checksums of what was applied.
     async fn applied(&self, client: &Client) -> Result<Vec<(i32, String)>, OpenError> {
-        let exists: bool = client
-            .query_one(CHECK, &[])
-            .await
-            .map_err(|error| self.failed(error))?
-            .get(2);
-        if !exists {
+        if !self.is_ours(client).await? {
             return Ok(Vec::new());
         }
         let rows = client
