@@ -81,6 +81,22 @@ pub(crate) async fn migrate(connections: &Connections, random: &Random) -> Resul
     place.check_rights(&connection).await
 }
 
+/// Returns whether the server was reached and its certificate, or the way to
+/// talk, is not accepted.
+fn is_distrusted(error: &tokio_postgres::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let inner = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The words of errors.
 struct Place {
     address: String,
@@ -109,7 +125,7 @@ impl Place {
     fn unreachable(&self, error: tokio_postgres::Error) -> OpenError {
         let address = self.address.clone();
         let Some(code) = error.code() else {
-            return if is_lost(&error) {
+            return if is_lost(&error) && !is_distrusted(&error) {
                 OpenError::Unreachable {
                     address,
                     source: Box::new(error),

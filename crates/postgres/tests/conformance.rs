@@ -1,5 +1,5 @@
 //! Runs the suite of all stores on PostgreSQL, at each isolation level; with
-//! `FLEETHOLD_LONG_TESTS=1` also without prepared statements.
+//! `FLEETHOLD_LONG=1` also without prepared statements.
 
 mod bed;
 
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         // As engines do that find conflicts only at the commit.
         Kind::new("postgres_conflicts", Isolation::Serializable).with_commits(every_third),
     ];
-    if std::env::var_os("FLEETHOLD_LONG_TESTS").is_some() {
+    if std::env::var_os("FLEETHOLD_LONG").is_some() {
         // As behind a pooler that lends connections per transaction.
         let unprepared = Kind::new("postgres_unprepared", Isolation::ReadCommitted);
         kinds.push(unprepared.with(|options| options.prepared = false));
