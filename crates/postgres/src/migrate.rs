@@ -357,7 +357,7 @@ FROM unnest(ARRAY[
     'clients', 'client_labels', 'contacts', 'usage_records', 'messages', 'client_pending',
     'server_pending', 'payload_chunks', 'contact_messages', 'broadcasts', 'broadcast_chunks',
     'broadcast_labels', 'broadcast_groups', 'allocations', 'broadcasts_sent', 'files', 'file_chunks',
-    'copies'
+    'copies', 'leases'
 ]) AS tables (name)";
 
 #[cfg(test)]
