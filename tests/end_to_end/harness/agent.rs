@@ -58,17 +58,32 @@ pub(crate) struct Delivery {
 impl Agent {
     /// Starts an agent for `server`, with its files in `dir`.
     pub(crate) fn start(dir: &Path, server: &Server, name: &str, options: AgentOptions) -> Self {
+        Self::start_at(dir, &server.ca(), &[server.listen()], name, options)
+    }
+
+    /// Starts an agent that trusts a CA and tries these servers in turn, with
+    /// its files in `dir`.
+    pub(crate) fn start_at(
+        dir: &Path,
+        ca: &Path,
+        servers: &[&str],
+        name: &str,
+        options: AgentOptions,
+    ) -> Self {
         fs::create_dir_all(dir).expect("a directory for the agent");
         let config = dir.join("client.config");
-        let ca = fs::read_to_string(server.ca()).expect("the server's CA certificate is readable");
+        let ca = fs::read_to_string(ca).expect("the server's CA certificate is readable");
         let labels = [Some(name), options.label].into_iter().flatten();
         fs::write(
             &config,
             format!(
-                "trusted_certs: {ca:?}\nserver: {listen:?}\n{labels}\
+                "trusted_certs: {ca:?}\n{servers}{labels}\
                  filesystem_handler {{ configuration_directory: {dir:?} state_file: {state:?} }}\n\
                  streaming: {streaming}\n",
-                listen = server.listen(),
+                servers = servers
+                    .iter()
+                    .map(|server| format!("server: {server:?}\n"))
+                    .collect::<String>(),
                 labels = labels
                     .map(|label| format!("client_label: {label:?}\n"))
                     .collect::<String>(),

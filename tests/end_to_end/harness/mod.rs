@@ -7,6 +7,7 @@ mod agent;
 mod process;
 mod server;
 mod service;
+pub(crate) mod stock_server;
 mod upstream;
 mod wait;
 

@@ -36,12 +36,18 @@ pub(crate) fn fleetspeak_config(config: &Path) {
     );
 }
 
-/// Starts the stock server with files that it cannot serve with, and returns why it ended.
-pub(crate) fn fleetspeak_server_refusal(components: &Path, services: &Path) -> String {
+/// The stock server with these files.
+pub(crate) fn fleetspeak_server(components: &Path, services: &Path) -> Command {
     let mut server = command(venv().join("fleetspeak-server-bin/usr/bin/fleetspeak-server"));
     server.arg("-logtostderr");
     server.arg("-components_config").arg(components);
     server.arg("-services_config").arg(services);
+    server
+}
+
+/// Starts the stock server with files that it cannot serve with, and returns why it ended.
+pub(crate) fn fleetspeak_server_refusal(components: &Path, services: &Path) -> String {
+    let mut server = fleetspeak_server(components, services);
     let output = server.output().expect("the stock server runs");
     assert_eq!(output.status.code(), Some(1), "{server:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
