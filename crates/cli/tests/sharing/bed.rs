@@ -5,11 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bytes::Bytes;
 use fleethold_proto::fleetspeak::components::{AdminConfig, Config, HttpsConfig};
-use fleethold_proto::fleetspeak::grpcservice;
 use fleethold_proto::fleetspeak::server::admin_client::AdminClient;
 use fleethold_proto::fleetspeak::server::{ServerConfig, ServiceConfig};
-use fleethold_proto::{Duration, pack, text};
+use fleethold_proto::fleetspeak::{Address, Message, grpcservice};
+use fleethold_proto::{Any, Duration, pack, text};
+use fleethold_store::{ClientId, MessageId, Random};
+use prost::Message as _;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -59,6 +62,7 @@ impl Bed {
     pub(crate) fn place(&self, name: &str) -> Place {
         let dir = self.dir.path().join(name);
         fs::create_dir_all(&dir).expect("a directory for a server");
+        fs::copy(self.ca(), dir.join("ca.pem")).expect("a copy of the certificate");
         let port = |address: &str| address.rsplit_once(':').expect("a port").1.to_owned();
         let place = Place {
             components: dir.join("components.config"),
@@ -109,6 +113,11 @@ impl Bed {
         place
     }
 
+    /// A directory for files of the case.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Asserts that rows do not contradict each other, whoever wrote them.
     pub(crate) fn assert_sound(&self) {
         let found = fleethold(["store", "check", "--store", &self.database.url, "--json"]);
@@ -142,7 +151,12 @@ impl Place {
     /// Starts this program as its users do in place of, or beside, a stock server.
     pub(crate) fn start_own(&self, more: &[&str]) -> Server {
         let arguments = self.arguments(more);
-        Server::start_with(&self.dir, arguments, self.listen.clone(), self.admin.clone())
+        Server::start_with(
+            &self.dir,
+            arguments,
+            self.listen.clone(),
+            self.admin.clone(),
+        )
     }
 
     /// The arguments of `serve`.
@@ -154,6 +168,29 @@ impl Place {
         ];
         let more = more.iter().map(|argument| (*argument).to_owned());
         files.into_iter().flatten().chain(more).collect()
+    }
+
+    /// Sends `text` to the echo service of a client, without a service of ours.
+    #[tokio::main(flavor = "current_thread")]
+    pub(crate) async fn send(&self, client: &str, text: &str) {
+        let client: ClientId = client.parse().expect("a client's id");
+        let address = |client: Bytes| Address {
+            client_id: client,
+            service_name: ECHO.to_owned(),
+        };
+        let message = Message {
+            message_id: MessageId::random(&Random::from_os()).to_bytes(),
+            source: Some(address(Bytes::new())),
+            destination: Some(address(client.to_bytes())),
+            message_type: "Text".to_owned(),
+            data: Some(Any {
+                type_url: "type.googleapis.com/google.protobuf.StringValue".to_owned(),
+                value: text.to_owned().encode_to_vec().into(),
+            }),
+            ..Message::default()
+        };
+        let inserted = self.admin().await.insert_message(message).await;
+        inserted.expect("the server takes the message");
     }
 
     pub(crate) async fn admin(&self) -> AdminClient<Channel> {

@@ -61,11 +61,6 @@ fn messages_inserted_at_either_server_reach_agents_of_both_and_are_answered() {
     bed.assert_sound();
 }
 
-/// What a stock server may send beyond a limit, beside one other server: it
-/// takes what is left without a lock, and reads it wrong by what others hold
-/// (store specification section 5.1).
-const BEYOND: usize = 3;
-
 #[test]
 fn broadcasts_of_either_server_reach_agents_of_both_once() {
     let bed = Bed::make("broadcasts");
@@ -80,14 +75,12 @@ fn broadcasts_of_either_server_reach_agents_of_both_once() {
         bed.start_agent("own-polling", &[&own], CANARY),
         bed.start_agent("own-streaming", &[&own], STREAMING),
     ];
-    let clients = agents
-        .each_ref()
-        .map(|agent| services[0].client_of(agent));
+    let clients = agents.each_ref().map(|agent| services[0].client_of(agent));
     let to_all = ["to all, from the stock server", "to all, from this one"];
-    let to_three = ["to three, from the stock server", "to three, from this one"];
-    for ((service, all), three) in services.iter().zip(to_all).zip(to_three) {
+    let to_one = ["to one, from the stock server", "to one, from this one"];
+    for ((service, all), one) in services.iter().zip(to_all).zip(to_one) {
         service.broadcast(all, &["client:canary"], i64::MAX.unsigned_abs());
-        service.broadcast(three, &["client:canary"], 3);
+        service.broadcast(one, &["client:canary"], 1);
     }
     for text in to_all {
         for agent in &agents {
@@ -97,10 +90,10 @@ fn broadcasts_of_either_server_reach_agents_of_both_once() {
     let reached = |agents: &[Agent], text: &str| -> usize {
         agents.iter().map(|agent| agent.times_delivered(text)).sum()
     };
-    for text in to_three {
+    for text in to_one {
         wait_until("a broadcast to reach those it is for", || {
             let reached = reached(&agents, text);
-            if reached >= 2 { Ok(()) } else { Err(reached) }
+            if reached >= 1 { Ok(()) } else { Err(reached) }
         });
     }
     // What servers still owe comes with the next contact.
@@ -115,15 +108,17 @@ fn broadcasts_of_either_server_reach_agents_of_both_once() {
         services[1].send(&client.id, "Text", "one more");
         agent.wait_for_delivery(|delivery| delivery.text == "one more");
     }
-    for text in to_all.iter().chain(&to_three) {
+    for text in to_all.iter().chain(&to_one) {
         for agent in &agents {
             let times = agent.times_delivered(text);
             assert!(times <= 1, "{}: {times} times {text}", agent.name());
         }
     }
-    for text in to_three {
-        let reached = reached(&agents, text);
-        println!("{text}: {reached}");
-        assert!(reached <= 3 + BEYOND, "{text}: {reached}");
+    for text in to_one {
+        // Both servers may have read that one is left before either took it:
+        // the stock server takes it without a lock.
+        let of_own = reached(&agents[2..], text);
+        assert!(of_own <= 1, "{text}: {of_own} agents of this server");
     }
+    bed.assert_sound();
 }

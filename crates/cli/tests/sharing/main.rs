@@ -17,3 +17,4 @@ mod database;
 )]
 #[path = "../../../../tests/end_to_end/harness/mod.rs"]
 mod harness;
+mod takeover;

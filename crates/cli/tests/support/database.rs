@@ -32,17 +32,32 @@ impl Drop for Database {
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn sql(url: &str, statements: &[&str]) {
     use mysql_async::prelude::Queryable;
+    let mut connection = connect(url).await;
+    for statement in statements {
+        connection.query_drop(*statement).await.unwrap();
+    }
+    connection.disconnect().await.unwrap();
+}
+
+/// Returns the first column of what a statement finds, as text.
+#[allow(dead_code, reason = "not every test program asks")]
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn rows(url: &str, statement: &str) -> Vec<String> {
+    use mysql_async::prelude::Queryable;
+    let mut connection = connect(url).await;
+    let rows = connection.query(statement).await.unwrap();
+    connection.disconnect().await.unwrap();
+    rows
+}
+
+async fn connect(url: &str) -> mysql_async::Conn {
     let url = if url.matches('/').count() < 3 {
         format!("{url}/")
     } else {
         url.to_owned()
     };
     let opts = mysql_async::OptsBuilder::from_opts(mysql_async::Opts::from_url(&url).unwrap());
-    let mut connection = mysql_async::Conn::new(opts.prefer_socket(false))
+    mysql_async::Conn::new(opts.prefer_socket(false))
         .await
-        .unwrap();
-    for statement in statements {
-        connection.query_drop(*statement).await.unwrap();
-    }
-    connection.disconnect().await.unwrap();
+        .unwrap()
 }
