@@ -164,7 +164,10 @@ pub(crate) fn message_row(record: &MessageRecord) -> [Value<'_>; 15] {
             .map(|id| &id.as_bytes()[..])
             .into(),
         Value::Text(&record.source_service),
-        Value::Bytes(&source_id[..source_id.len().min(SOURCE_ID_BYTES)]),
+        // As a stock server stores that there is none.
+        (!source_id.is_empty())
+            .then(|| &source_id[..source_id.len().min(SOURCE_ID_BYTES)])
+            .into(),
         record
             .destination_client
             .as_ref()

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,6 +24,9 @@ use crate::harness::{Agent, AgentOptions, ECHO, Server, ServerSideService, free_
 
 /// A service of both servers that nobody runs.
 pub(crate) const ABSENT: &str = "absent";
+
+/// A service of both servers that takes everything.
+pub(crate) const NOOP: &str = "noop";
 
 /// What both servers have in common.
 pub(crate) struct Bed {
@@ -102,6 +106,11 @@ impl Bed {
             services: vec![
                 grpc(ECHO, &place.service_address),
                 grpc(ABSENT, &free_address()),
+                ServiceConfig {
+                    name: NOOP.to_owned(),
+                    factory: "NOOP".to_owned(),
+                    ..ServiceConfig::default()
+                },
             ],
             broadcast_poll_time: Some(Duration {
                 seconds: 1,
@@ -138,6 +147,12 @@ impl Bed {
 }
 
 impl Place {
+    /// Where simulated agents connect.
+    pub(crate) fn agents(&self) -> SocketAddr {
+        let port = self.listen.rsplit_once(':').expect("a port").1;
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().expect("a number")))
+    }
+
     /// Starts the echo service behind the server.
     pub(crate) fn start_service(&self) -> ServerSideService {
         ServerSideService::start(&self.dir, &self.service_address, &self.admin)
@@ -205,4 +220,10 @@ pub(crate) fn fleethold<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>)
     let mut command = Command::new(env!("CARGO_BIN_EXE_fleethold"));
     let output = command.args(arguments).output().expect("the program runs");
     String::from_utf8(output.stdout).expect("output is UTF-8")
+}
+
+/// Runs what is asynchronous to its end.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn block_on<F: Future>(future: F) -> F::Output {
+    future.await
 }

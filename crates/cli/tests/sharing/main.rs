@@ -17,4 +17,5 @@ mod database;
 )]
 #[path = "../../../../tests/end_to_end/harness/mod.rs"]
 mod harness;
+mod rows;
 mod takeover;
