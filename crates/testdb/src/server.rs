@@ -162,11 +162,7 @@ impl Shared {
         let in_use = File::open(place.lock())?;
         // Waits for a guard that is just ending the server.
         in_use.lock_shared()?;
-        let running = fs::read_to_string(place.port())
-            .ok()
-            .and_then(|port| port.trim().parse().ok())
-            .filter(|port| kind.is_ready(*port));
-        let port = match running {
+        let port = match place.answering(kind)? {
             Some(port) => port,
             None => {
                 place.clear()?;
@@ -310,6 +306,37 @@ impl Place {
     /// Returns the process of the server that was started last.
     fn process(&self) -> Option<u32> {
         fs::read_to_string(self.pid()).ok()?.trim().parse().ok()
+    }
+
+    /// Returns the port of a server that was started before and still runs. On
+    /// a busy machine it may answer late: nobody removes its data meanwhile.
+    fn answering(&self, kind: &dyn Kind) -> Result<Option<u16>> {
+        let port = fs::read_to_string(self.port()).ok();
+        let Some(port) = port.and_then(|port| port.trim().parse().ok()) else {
+            return Ok(None);
+        };
+        let deadline = Instant::now() + LIMIT;
+        while !kind.is_ready(port) {
+            let Some(process) = self.process().filter(|process| self.owns(*process)) else {
+                return Ok(None);
+            };
+            ensure!(
+                Instant::now() < deadline,
+                "{} runs as process {process} and does not answer on port {port}",
+                kind.name()
+            );
+            sleep(LOOK_EVERY);
+        }
+        Ok(Some(port))
+    }
+
+    /// Returns whether a process serves this directory; numbers are used again.
+    fn owns(&self, process: u32) -> bool {
+        let arguments = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        let directory = self.directory.as_os_str().as_encoded_bytes();
+        arguments
+            .windows(directory.len())
+            .any(|part| part == directory)
     }
 
     fn log_end(&self) -> String {

@@ -452,7 +452,7 @@ fn stored(bed: &Bed) -> BTreeMap<&'static str, Vec<String>> {
         (
             "pending_messages",
             "for_server, LENGTH(message_id), retry_count, LENGTH(scheduled_time), \
-             data_type_url, HEX(data_value)",
+             data_type_url, COALESCE(HEX(data_value),'')",
         ),
         ("client_contact_messages", "COUNT(*)"),
         (
@@ -484,7 +484,7 @@ fn stored(bed: &Bed) -> BTreeMap<&'static str, Vec<String>> {
         .collect()
 }
 
-/// Splits a list of columns, which has commas only between them.
+/// Splits a list of columns, which has commas with blanks only between them.
 fn split(columns: &str) -> impl Iterator<Item = &str> {
     columns.split(", ")
 }
