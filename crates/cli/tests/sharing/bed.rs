@@ -64,6 +64,11 @@ impl Bed {
 
     /// Writes the files of a server, which are the same for both kinds.
     pub(crate) fn place(&self, name: &str) -> Place {
+        self.place_with(name, NOOP)
+    }
+
+    /// As [`place`](Self::place); a service of this name takes everything.
+    pub(crate) fn place_with(&self, name: &str, noop: &str) -> Place {
         let dir = self.dir.path().join(name);
         fs::create_dir_all(&dir).expect("a directory for a server");
         fs::copy(self.ca(), dir.join("ca.pem")).expect("a copy of the certificate");
@@ -102,16 +107,19 @@ impl Bed {
             })),
             ..ServiceConfig::default()
         };
+        let mut all = vec![
+            grpc(ECHO, &place.service_address),
+            ServiceConfig {
+                name: noop.to_owned(),
+                factory: "NOOP".to_owned(),
+                ..ServiceConfig::default()
+            },
+        ];
+        if noop != ABSENT {
+            all.push(grpc(ABSENT, &free_address()));
+        }
         let services = ServerConfig {
-            services: vec![
-                grpc(ECHO, &place.service_address),
-                grpc(ABSENT, &free_address()),
-                ServiceConfig {
-                    name: NOOP.to_owned(),
-                    factory: "NOOP".to_owned(),
-                    ..ServiceConfig::default()
-                },
-            ],
+            services: all,
             broadcast_poll_time: Some(Duration {
                 seconds: 1,
                 nanos: 0,

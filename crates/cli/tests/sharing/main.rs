@@ -8,6 +8,7 @@
 mod agent;
 mod bed;
 mod both;
+mod claims;
 #[path = "../support/database.rs"]
 mod database;
 #[allow(
