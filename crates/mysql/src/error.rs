@@ -54,6 +54,7 @@ pub(crate) enum Verdict {
 /// The server's answers that stores meet, by name.
 pub(crate) mod code {
     pub(crate) const DUPLICATE_KEY: u16 = 1062;
+    pub(crate) const LOCK_WAIT_TIMEOUT: u16 = 1205;
     pub(crate) const NO_PARENT_ROW: u16 = 1452;
     pub(crate) const SYNTAX: u16 = 1064;
     /// Galera's, also during a commit.
@@ -150,7 +151,9 @@ fn classify(code: u16) -> Verdict {
     match code {
         // Lock wait, deadlock (and Galera's certification), changed record, too
         // many transactions, interrupted; TiDB's own.
-        1205 | 1213 | 1020 | 1637 | 1317 | 3572 | 8002 | 8022 | 9007 => Verdict::Conflict,
+        code::LOCK_WAIT_TIMEOUT | 1213 | 1020 | 1637 | 1317 | 3572 | 8002 | 8022 | 9007 => {
+            Verdict::Conflict
+        }
         // Gone away, lost, shutting down, killed, and the network's errors.
         2006 | 2013 | 1053 | 1927 | 1152 | 1158..=1161 | 1184 | 1077 | 1079 | 3169 | 4031 => {
             Verdict::Lost

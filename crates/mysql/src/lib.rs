@@ -143,7 +143,8 @@ impl MysqlStore {
         random: Arc<Random>,
     ) -> Result<Self, OpenError> {
         let (mut connection, opts) = migrate::connect(source, options.connect_timeout).await?;
-        let (facts, found) = migrate::prepare(source, &mut connection, options.takeover).await?;
+        let (facts, found) =
+            migrate::prepare(source, &mut connection, options.takeover, options.lock_wait).await?;
         // A server that does not hear it closes the connection itself.
         let _ = connection.disconnect().await;
         for reservation in &found.reservations {

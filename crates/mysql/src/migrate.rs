@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::dsn::{DataSource, Tls};
-use crate::error::Source;
+use crate::error::{Source, code};
 use crate::schema::{DatabaseState, Facts, Inspection, LockClause, VERSION};
 use crate::tables::{
     ADD_DESTINATION_INDEX, ADD_QUEUE, ADD_QUEUE_INDEX, ADD_SCHEDULED_INDEX, BEGIN_SCHEMA,
@@ -90,6 +90,16 @@ pub enum OpenError {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Others keep the tables locked.
+    #[error(
+        "tables of database `{place}` are locked by transactions or queries that do not end (SHOW FULL PROCESSLIST names them); end them, or start again at a quieter time"
+    )]
+    Busy {
+        /// Host, port and database.
+        place: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The server refused.
     #[error("failed to {action} in database `{place}`")]
     Database {
@@ -105,7 +115,7 @@ pub enum OpenError {
 impl OpenError {
     /// Returns whether the same may succeed later, without anybody doing anything.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Busy { .. })
     }
 
     fn of(source: &DataSource, action: &'static str, error: &mysql_async::Error) -> Self {
@@ -124,6 +134,10 @@ impl OpenError {
                     user,
                     database,
                     action,
+                    source: cause,
+                },
+                code::LOCK_WAIT_TIMEOUT => Self::Busy {
+                    place,
                     source: cause,
                 },
                 1290 | 1792 | 1836 => Self::Unfit {
@@ -205,6 +219,7 @@ pub(crate) async fn prepare(
     source: &DataSource,
     connection: &mut Conn,
     takeover: Takeover,
+    lock_wait: Duration,
 ) -> Result<(Facts, Inspection), OpenError> {
     let failed = |action| move |error: mysql_async::Error| OpenError::of(source, action, &error);
     let found = Inspection::of(connection)
@@ -226,7 +241,7 @@ pub(crate) async fn prepare(
     let widens = takeover == Takeover::Widen
         && (found.state == DatabaseState::Empty || found.contacts_are_narrow());
     if !is_complete || widens {
-        add(connection, &found, widens)
+        add(connection, &found, widens, lock_wait)
             .await
             .map_err(failed("create or alter tables"))?;
     }
@@ -235,9 +250,7 @@ pub(crate) async fn prepare(
         .map_err(failed("read the schema"))?;
     let lock = match connection.query_drop(PROBE_SKIP_LOCKED).await {
         Ok(()) => LockClause::SkipLocked,
-        Err(mysql_async::Error::Server(error)) if error.code == crate::error::code::SYNTAX => {
-            LockClause::Wait
-        }
+        Err(mysql_async::Error::Server(error)) if error.code == code::SYNTAX => LockClause::Wait,
         Err(error) => return Err(OpenError::of(source, "read pending messages", &error)),
     };
     Ok((found.facts(lock), found))
@@ -247,17 +260,34 @@ const PROBE_SKIP_LOCKED: &str = "\
 -- probe_skip_locked
 SELECT message_id FROM pending_messages WHERE for_server = 2 LIMIT 1 FOR UPDATE SKIP LOCKED";
 
-async fn add(connection: &mut Conn, found: &Inspection, widens: bool) -> mysql_async::Result<()> {
-    connection.query_drop(CREATE_SCHEMA).await?;
-    connection.query_drop(BEGIN_SCHEMA).await?;
+/// How often a change of a table is tried that others have locked, and after
+/// what pause. A change that waits lets nobody else at the table, so it waits
+/// for a short time only, and those who queued behind it go on.
+const MOST_TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_secs(1);
+
+async fn add(
+    connection: &mut Conn,
+    found: &Inspection,
+    widens: bool,
+    lock_wait: Duration,
+) -> mysql_async::Result<()> {
+    let lock_wait_seconds = lock_wait.as_secs().max(1);
+    let limits = format!(
+        "SET SESSION lock_wait_timeout = {lock_wait_seconds}, \
+         SESSION innodb_lock_wait_timeout = {lock_wait_seconds}"
+    );
+    connection.query_drop(limits).await?;
+    alter(connection, CREATE_SCHEMA).await?;
+    alter(connection, BEGIN_SCHEMA).await?;
     for table in TABLES {
         if !found.has_table(table.name) {
             let create = table.create.replace(CHARACTERS, found.characters());
-            connection.query_drop(create).await?;
+            alter(connection, &create).await?;
         }
     }
     let altered = found.has_table("pending_messages");
-    for (missing, alter) in [
+    for (missing, statement) in [
         (
             altered
                 && found
@@ -279,19 +309,32 @@ async fn add(connection: &mut Conn, found: &Inspection, widens: bool) -> mysql_a
         ),
     ] {
         if missing {
-            unless_done(connection.query_drop(alter).await)?;
+            alter(connection, statement).await?;
         }
     }
     for create in OWN_TABLES {
-        connection.query_drop(*create).await?;
+        alter(connection, create).await?;
     }
     if widens {
-        for alter in WIDEN_CONTACTS {
-            unless_done(connection.query_drop(*alter).await)?;
+        for statement in WIDEN_CONTACTS {
+            alter(connection, statement).await?;
         }
     }
     let end = END_SCHEMA.replace('?', &VERSION.to_string());
-    connection.query_drop(end).await
+    alter(connection, &end).await
+}
+
+/// Runs a statement that changes tables, between those of busy servers.
+async fn alter(connection: &mut Conn, statement: &str) -> mysql_async::Result<()> {
+    for _ in 1..MOST_TRIES {
+        match connection.query_drop(statement).await {
+            Err(mysql_async::Error::Server(error)) if error.code == code::LOCK_WAIT_TIMEOUT => {
+                sleep(PAUSE).await;
+            }
+            outcome => return unless_done(outcome),
+        }
+    }
+    unless_done(connection.query_drop(statement).await)
 }
 
 /// Accepts that another server was faster.

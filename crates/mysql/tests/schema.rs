@@ -167,6 +167,11 @@ async fn f_37_every_shape_of_the_past_has_its_message() {
     stock(&mut connection, &database).await;
     for (alter, back, message) in [
         (
+            "ALTER TABLE files ENGINE = Aria",
+            "ALTER TABLE files ENGINE = InnoDB",
+            "table `files` uses Aria",
+        ),
+        (
             "ALTER TABLE messages DROP COLUMN annotations",
             "ALTER TABLE messages ADD COLUMN annotations BLOB",
             "column `messages.annotations` is missing",
@@ -186,11 +191,6 @@ async fn f_37_every_shape_of_the_past_has_its_message() {
             "ALTER TABLE files CONVERT TO CHARACTER SET latin1",
             "ALTER TABLE files CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin",
             "table `files` cannot hold every character",
-        ),
-        (
-            "ALTER TABLE files ENGINE = Aria",
-            "ALTER TABLE files ENGINE = InnoDB",
-            "table `files` uses Aria",
         ),
     ] {
         run(&mut connection, alter).await;
@@ -257,6 +257,70 @@ async fn f_37_every_shape_of_the_past_has_its_message() {
     };
     let error = store.store_messages(&[large], None).await.unwrap_err();
     assert_eq!(error.kind(), fleethold_store::ErrorKind::TooLarge);
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn f_37_ids_as_text_are_refused() {
+    let database = Database::make().await;
+    let mut connection = database.connect().await;
+    // As stock servers made them before June 2018.
+    for sql in [
+        "CREATE TABLE clients (client_id VARCHAR(16) PRIMARY KEY, client_key BLOB) \
+         ENGINE = InnoDB CHARACTER SET utf8mb4",
+        "CREATE TABLE messages (message_id VARCHAR(64) PRIMARY KEY, \
+         source_client_id VARCHAR(16) NOT NULL) ENGINE = InnoDB CHARACTER SET utf8mb4",
+    ] {
+        run(&mut connection, sql).await;
+    }
+    let before = shape(&mut connection).await;
+    let text = refusal(&database.source(), with(Takeover::Add)).await;
+    for part in [
+        "`clients.client_id` is no binary id",
+        "`messages.message_id` is no binary id",
+        "before June 2018",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(shape(&mut connection).await, before, "nothing is changed");
+}
+
+#[tokio::test]
+async fn takeover_lets_others_at_a_table_that_a_long_transaction_keeps_locked() {
+    let database = Database::make().await;
+    let mut long = database.connect().await;
+    stock(&mut long, &database).await;
+    let mut other = database.connect().await;
+    run(&mut long, "START TRANSACTION").await;
+    run(&mut long, "SELECT COUNT(*) FROM pending_messages").await;
+    let source = database.source();
+    let opening = tokio::spawn(async move {
+        let options = MysqlOptions {
+            lock_wait: Duration::from_secs(1),
+            ..with(Takeover::Add)
+        };
+        open(&source, options).await
+    });
+    const WAITING: &str = "SELECT id FROM information_schema.processlist \
+                           WHERE db = DATABASE() AND state LIKE 'Waiting for table metadata lock'";
+    let waits = async {
+        while other
+            .query_first::<u64, _>(WAITING)
+            .await
+            .unwrap()
+            .is_none()
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waits).await.expect("it waits");
+    // Whoever comes later queues behind the takeover, which gives way.
+    let sql = "SELECT COUNT(*) FROM pending_messages";
+    let read = tokio::time::timeout(LIMIT, run(&mut other, sql)).await;
+    read.expect("the takeover gives way");
+    assert!(!opening.is_finished(), "it tries again");
+    run(&mut long, "COMMIT").await;
+    let store = opening.await.unwrap().expect("it succeeds");
     store.close().await.unwrap();
 }
 
