@@ -3,7 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::bed::{Bed, fleethold};
+use fleethold_proto::fleetspeak::ContactData;
+use fleethold_proto::fleetspeak::server::ListClientsRequest;
+
+use crate::agent::Agent as SimulatedAgent;
+use crate::bed::{Bed, block_on, fleethold};
 use crate::database::{rows, sql};
 use crate::harness::{Agent, AgentOptions, Client, ServerSideService, Status, wait_until};
 
@@ -208,4 +212,44 @@ fn database_is_taken_over_under_traffic_and_handed_back() {
     }
     assert_eq!(late.times_delivered("for late ones"), 1);
     bed.assert_sound();
+}
+
+#[test]
+fn database_in_latin1_is_taken_over_after_the_statements_that_check_prints() {
+    let bed = Bed::make("latin1");
+    let database = bed.database.url.rsplit_once('/').expect("a database").1;
+    let alter = format!("ALTER DATABASE {database} CHARACTER SET latin1");
+    sql(&bed.database.url, &[&alter]);
+    let (stock, own) = (bed.place("stock"), bed.place("own"));
+    let _stock_server = stock.start_stock();
+    let check = || {
+        let check = own.arguments(&["--takeover=check"]);
+        fleethold(["serve".to_owned()].into_iter().chain(check))
+    };
+    let report = check();
+    let alters = report.lines().filter_map(|line| {
+        let start = line.find("ALTER TABLE")?;
+        line.starts_with("in the way: ").then(|| &line[start..])
+    });
+    let alters: Vec<_> = alters.collect();
+    assert!(alters.len() > 5, "{report}");
+    sql(&bed.database.url, &alters);
+    let report = check();
+    assert!(!report.contains("in the way"), "{report}");
+    let _own_server = own.start_own(&["--takeover=add"]);
+    // Either server writes what the tables could not hold before, and the other reads it.
+    for (at, other) in [(&stock, &own), (&own, &stock)] {
+        let mut agent = SimulatedAgent::new(at.agents(), &bed.authority);
+        agent.labels = vec!["größer ✓".to_owned()];
+        block_on(agent.poll(&ContactData::default()));
+        let clients = block_on(async {
+            let request = ListClientsRequest::default();
+            let clients = other.admin().await.list_clients(request).await;
+            clients.unwrap().into_inner().clients
+        });
+        let id = agent.id.to_bytes();
+        let client = clients.iter().find(|client| client.client_id == id);
+        let labels = &client.expect("the other server lists it").labels;
+        assert_eq!(labels[0].label, "größer ✓");
+    }
 }
