@@ -11,7 +11,7 @@ use crate::error::{Source, code};
 use crate::schema::{DatabaseState, Facts, Inspection, LockClause, VERSION};
 use crate::tables::{
     ADD_DESTINATION_INDEX, ADD_QUEUE, ADD_QUEUE_INDEX, ADD_SCHEDULED_INDEX, BEGIN_SCHEMA,
-    CHARACTERS, CREATE_SCHEMA, END_SCHEMA, OWN_TABLES, TABLES, WIDEN_CONTACTS,
+    CHARACTERS, CREATE_SCHEMA, END_SCHEMA, OWN_TABLES, TABLES, UNLINK_CONTACTS, WIDEN_CONTACTS,
 };
 
 /// What may be done to a database that a stock server has made.
@@ -238,8 +238,7 @@ pub(crate) async fn prepare(
         });
     }
     let is_complete = found.state == DatabaseState::Own && found.additions.is_empty();
-    let widens = takeover == Takeover::Widen
-        && (found.state == DatabaseState::Empty || found.contacts_are_narrow());
+    let widens = takeover == Takeover::Widen && found.can_be_widened();
     if !is_complete || widens {
         add(connection, &found, widens, lock_wait)
             .await
@@ -316,6 +315,14 @@ async fn add(
         alter(connection, create).await?;
     }
     if widens {
+        let link_keys = match found.state {
+            DatabaseState::Empty => &["client_contact_messages_fk_1".to_owned()][..],
+            DatabaseState::Stock | DatabaseState::Own => &found.link_keys,
+        };
+        for name in link_keys {
+            let unlink = UNLINK_CONTACTS.replace('?', &name.replace('`', "``"));
+            alter(connection, &unlink).await?;
+        }
         for statement in WIDEN_CONTACTS {
             alter(connection, statement).await?;
         }

@@ -49,6 +49,8 @@ pub struct Inspection {
     pub(crate) is_mariadb: bool,
     pub(crate) max_allowed_packet: u64,
     pub(crate) is_cluster: bool,
+    /// The foreign keys of links to contacts; older databases have other names for it.
+    pub(crate) link_keys: Vec<String>,
 }
 
 /// What kind of database it is.
@@ -156,6 +158,7 @@ impl Inspection {
         }
         self.check_history();
         self.check_characters();
+        self.link_keys = connection.query(READ_LINK_KEYS).await?;
         let cascades: BTreeSet<String> =
             connection.query(READ_CASCADES).await?.into_iter().collect();
         let without: Vec<_> = CHILDREN
@@ -325,6 +328,16 @@ impl Inspection {
             .is_some_and(|column| column.column_type.starts_with("int"))
     }
 
+    /// Whether contacts, or what links messages to them, have not got 64 bits
+    /// yet, or somebody was interrupted while giving them.
+    pub(crate) fn can_be_widened(&self) -> bool {
+        let links = ("client_contact_messages", "client_contact_id");
+        let links = self.columns.get(&(links.0.to_owned(), links.1.to_owned()));
+        self.contacts_are_narrow()
+            || links.is_none_or(|column| column.column_type.starts_with("int"))
+            || self.link_keys.is_empty()
+    }
+
     /// The character set and collation of new tables: comparisons byte by byte,
     /// trailing spaces included.
     pub(crate) fn characters(&self) -> &'static str {
@@ -422,6 +435,12 @@ const READ_ENGINES: &str = "\
 -- inspect (engines)
 SELECT table_name, COALESCE(engine, 'no engine') FROM information_schema.tables
 WHERE table_schema = DATABASE()";
+
+const READ_LINK_KEYS: &str = "\
+-- inspect (links of contacts)
+SELECT constraint_name FROM information_schema.key_column_usage
+WHERE table_schema = DATABASE() AND table_name = 'client_contact_messages'
+AND column_name = 'client_contact_id' AND referenced_table_name = 'client_contacts'";
 
 const READ_CASCADES: &str = "\
 -- inspect (foreign keys)

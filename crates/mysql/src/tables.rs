@@ -321,11 +321,13 @@ pub(crate) const ADD_SCHEDULED_INDEX: &str = "\
 -- add_scheduled_time
 ALTER TABLE pending_messages ADD INDEX scheduled_time (scheduled_time)";
 
+/// Before columns of contacts are widened, which a foreign key prevents.
+pub(crate) const UNLINK_CONTACTS: &str = "\
+-- widen_contacts (unlink)
+ALTER TABLE client_contact_messages DROP FOREIGN KEY `?`";
+
 /// Makes room for more than 2,147,483,647 contacts.
 pub(crate) const WIDEN_CONTACTS: &[&str] = &[
-    "\
--- widen_contacts (unlink)
-ALTER TABLE client_contact_messages DROP FOREIGN KEY client_contact_messages_fk_1",
     "\
 -- widen_contacts
 ALTER TABLE client_contacts MODIFY client_contact_id BIGINT UNSIGNED AUTO_INCREMENT",

@@ -286,6 +286,50 @@ async fn f_37_ids_as_text_are_refused() {
 }
 
 #[tokio::test]
+async fn f_37_contacts_are_widened_whatever_their_links_are_called_and_however_far_somebody_came() {
+    const LINK: &str = "client_contact_messages client_contact_id 1 bigint(20) unsigned NO PRI";
+    const KEYS: &str = "SELECT constraint_name FROM information_schema.referential_constraints \
+                        WHERE constraint_schema = DATABASE() \
+                        AND table_name = 'client_contact_messages' \
+                        AND referenced_table_name = 'client_contacts'";
+    let database = Database::make().await;
+    let mut connection = database.connect().await;
+    stock(&mut connection, &database).await;
+    const UNLINK: &str =
+        "ALTER TABLE client_contact_messages DROP FOREIGN KEY client_contact_messages_fk_1";
+    for before in [
+        // As stock servers made it before April 2024.
+        &[
+            UNLINK,
+            "ALTER TABLE client_contact_messages ADD FOREIGN KEY (client_contact_id) \
+             REFERENCES client_contacts (client_contact_id)",
+        ][..],
+        // Interrupted before the last statement.
+        &[UNLINK],
+        // Interrupted before the second.
+        &[
+            UNLINK,
+            "ALTER TABLE client_contact_messages MODIFY client_contact_id INTEGER",
+        ],
+    ] {
+        for sql in before {
+            run(&mut connection, sql).await;
+        }
+        let store = open(&database.source(), with(Takeover::Widen)).await;
+        store.unwrap().close().await.unwrap();
+        let found = shape(&mut connection).await;
+        assert!(
+            found.iter().any(|line| line.trim_end() == LINK),
+            "{before:?}: {found:#?}"
+        );
+        let keys: Vec<String> = connection.query(KEYS).await.unwrap();
+        assert_eq!(keys, ["client_contact_messages_fk_1"], "{before:?}");
+        let found = inspect(&database.source(), LIMIT).await.unwrap();
+        assert_eq!(found.reservations, [""; 0], "{before:?}");
+    }
+}
+
+#[tokio::test]
 async fn takeover_lets_others_at_a_table_that_a_long_transaction_keeps_locked() {
     let database = Database::make().await;
     let mut long = database.connect().await;

@@ -18,9 +18,9 @@ const NO_LOOKS: [&str; 2] = ["--stream-look", "0"];
 fn messages_inserted_at_either_server_reach_agents_of_both_and_are_answered() {
     let bed = Bed::make("both");
     let (stock, own) = (bed.place("stock"), bed.place("own"));
-    let services = [stock.start_service(), own.start_service()];
     let _stock_server = stock.start_stock();
     let _own_server = own.start_own(&[&["--takeover=add"], &NO_LOOKS[..]].concat());
+    let services = [stock.start_service(), own.start_service()];
     let start = |name, place, options| bed.start_agent(name, &[place], options);
     let agents = [
         (start("stock-polling", &stock, CANARY), 0),
@@ -65,9 +65,9 @@ fn messages_inserted_at_either_server_reach_agents_of_both_and_are_answered() {
 fn broadcasts_of_either_server_reach_agents_of_both_once() {
     let bed = Bed::make("broadcasts");
     let (stock, own) = (bed.place("stock"), bed.place("own"));
-    let services = [stock.start_service(), own.start_service()];
     let _stock_server = stock.start_stock();
     let _own_server = own.start_own(&["--takeover=add"]);
+    let services = [stock.start_service(), own.start_service()];
     // Streams of stock servers get new broadcasts when they are opened only.
     let mut agents = [
         bed.start_agent("stock-1", &[&stock], CANARY),
@@ -76,6 +76,11 @@ fn broadcasts_of_either_server_reach_agents_of_both_once() {
         bed.start_agent("own-streaming", &[&own], STREAMING),
     ];
     let clients = agents.each_ref().map(|agent| services[0].client_of(agent));
+    // Broadcasts reach agents that have not started their services yet, in vain.
+    for (agent, client) in agents.iter().zip(&clients) {
+        services[0].send(&client.id, "Text", "hello");
+        agent.wait_for_delivery(|delivery| delivery.text == "hello");
+    }
     let to_all = ["to all, from the stock server", "to all, from this one"];
     let to_one = ["to one, from the stock server", "to one, from this one"];
     for ((service, all), one) in services.iter().zip(to_all).zip(to_one) {
