@@ -248,6 +248,33 @@ fn stores_are_copied_between_all_kinds_of_databases_and_copies_go_on() {
 }
 
 #[test]
+fn the_database_of_a_stock_server_is_copied_when_somebody_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mysql = database::database("stock");
+    Serving::start_with(&dir.path().join("data"), &["--store", &mysql.url]).stop();
+    // As a stock server leaves it, with a client that it has stored.
+    database::sql(
+        &mysql.url,
+        &[
+            "DROP TABLE fleethold_messages, fleethold_broadcast_groups, \
+             fleethold_broadcast_messages, fleethold_copies, fleethold_leases, \
+             fleethold_locks, fleethold_schema",
+            "ALTER TABLE pending_messages DROP INDEX fleethold_queue, DROP COLUMN fleethold_queue",
+            "INSERT INTO clients VALUES (x'0000000000000001', NULL, 0, 7, NULL, NULL, NULL, NULL)",
+        ],
+    );
+    let to = format!("sqlite:{}", dir.path().join("to.db").display());
+    let copy = ["store", "copy", "--from", &mysql.url, "--to", &to];
+    let refused = run(copy).failure(1);
+    assert!(refused.contains("--takeover=check"), "{refused}");
+    let report = run([&copy[..], &["--takeover=check"]].concat()).data();
+    assert!(report.contains("was made by a stock server"), "{report}");
+    run([&copy[..], &["--takeover=add"]].concat()).data();
+    let stats = run(["store", "stats", "--store", &to, "--json"]).json();
+    assert_eq!(stats["tables"]["clients"], 1);
+}
+
+#[test]
 fn servers_on_each_kind_of_database_remove_what_they_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let mysql = database::database("keep");
