@@ -1,8 +1,8 @@
 //! Claims: who hands out a message moves its due time, so that nobody else does.
 //!
 //! Only the writer claims, one call after the other, so a due message goes to
-//! exactly one caller. Most calls find nothing due; they find that out on a
-//! reader and cost no commit.
+//! exactly one caller. Most calls find nothing due; they find that out in memory
+//! or on a reader, and cost no commit.
 
 use std::ops::ControlFlow;
 use std::time::SystemTime;
@@ -35,19 +35,26 @@ impl Shared {
             None => limit,
             Some(limits) => limits.get(service).copied().unwrap_or(0).min(limit),
         };
+        let Some(seen) = self.context.quiet.look(client) else {
+            self.check_open(OPERATION)?;
+            return Ok(Vec::new());
+        };
         let now_micros = epoch_micros(self.context.clock.now());
         let services = self
             .read(OPERATION, move |connection| {
-                due_services(connection, client, now_micros)
+                pending_services(connection, client, now_micros)
             })
             .await?;
-        if !services.iter().any(|service| accepted(service) > 0) {
+        if services.is_empty() {
+            self.context.quiet.remember(client, seen);
+        }
+        if !due(services).any(|service| accepted(&service) > 0) {
             return Ok(Vec::new());
         }
         self.write(OPERATION, move |tx| {
             let now_micros = epoch_micros(tx.clock().now());
             let mut due = Vec::new();
-            for service in due_services(tx, client, now_micros)? {
+            for service in self::due(pending_services(tx, client, now_micros)?) {
                 let accepted = accepted(&service);
                 if accepted > 0 {
                     let of_service =
@@ -143,18 +150,32 @@ fn number(limit: u64) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// Returns the destination services for which something is due to a client.
-fn due_services(connection: &Connection, client: ClientId, now_micros: i64) -> Worked<Vec<String>> {
+/// A destination service for which something is pending, and whether it is due.
+type PendingService = (String, bool);
+
+/// Returns the destination services for which something is pending for a client.
+fn pending_services(
+    connection: &Connection,
+    client: ClientId,
+    now_micros: i64,
+) -> Worked<Vec<PendingService>> {
     let services = connection
-        .prepare_cached(DUE_SERVICES)?
-        .query_map(params![client.as_bytes(), now_micros], |row| row.get(0))?
+        .prepare_cached(PENDING_SERVICES)?
+        .query_map(params![client.as_bytes(), now_micros], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?
         .collect::<Result<_, _>>()?;
     Ok(services)
 }
 
+fn due(services: Vec<PendingService>) -> impl Iterator<Item = String> {
+    let due = services.into_iter().filter(|(_, is_due)| *is_due);
+    due.map(|(service, _)| service)
+}
+
 // Steps from service to service in the index; a backlog is skipped, not walked.
-const DUE_SERVICES: &str = "\
--- due_services
+const PENDING_SERVICES: &str = "\
+-- pending_services
 WITH RECURSIVE services (service) AS (
     SELECT (
         SELECT min(destination_service) FROM messages INDEXED BY pending_for_client
@@ -168,12 +189,12 @@ WITH RECURSIVE services (service) AS (
     )
     FROM services WHERE services.service IS NOT NULL
 )
-SELECT service FROM services
-WHERE service IS NOT NULL AND EXISTS (
+SELECT service, EXISTS (
     SELECT 1 FROM messages INDEXED BY pending_for_client
     WHERE destination_client = ?1 AND destination_service = services.service
     AND due_micros <= ?2
-)";
+)
+FROM services WHERE service IS NOT NULL";
 
 /// A due message; the order is that of claims.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]

@@ -54,6 +54,7 @@ mod ids;
 mod maintenance;
 mod messages;
 mod migrate;
+mod quiet;
 mod readers;
 mod rows;
 mod usage;
@@ -77,6 +78,7 @@ pub use error::OpenError;
 use connection::Lock;
 use error::Worked;
 use ids::RecentIds;
+use quiet::Quiet;
 use readers::Readers;
 use writer::{Context, Tx, Writer};
 
@@ -168,6 +170,7 @@ impl SqliteStore {
             clock,
             random,
             ids: Arc::new(ids),
+            quiet: Arc::new(Quiet::new()),
         };
         let writer = Writer::start(&path, connection, context.clone(), lock)?;
         Ok(Self {

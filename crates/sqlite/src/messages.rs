@@ -293,6 +293,9 @@ impl<'tx> Insert<'tx> {
         if inserted == 0 {
             return Ok(wanted.find(tx)?);
         }
+        if let (Some(client), Some(_)) = (record.destination_client, due_micros) {
+            tx.disturb(client);
+        }
         let message = tx.last_insert_rowid();
         tx.ids().add(wanted.hash, message);
         if let Some(data) = &record.data {

@@ -14,7 +14,7 @@
 //!   not, all jobs of the transaction have failed.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,13 +22,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use fleethold_store::{Clock, Error, ErrorKind, Outcome, Random, Result, Wait, WaitCounter, Waits};
+use fleethold_store::{
+    ClientId, Clock, Error, ErrorKind, Outcome, Random, Result, Wait, WaitCounter, Waits,
+};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::Lock;
 use crate::error::{Failure, OpenError, Worked, store_error};
 use crate::ids::RecentIds;
+use crate::quiet::Quiet;
 
 /// How many jobs may wait. Further callers wait for a place.
 const QUEUE: usize = 1_024;
@@ -164,6 +167,7 @@ pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<Random>,
     pub(crate) ids: Arc<RecentIds>,
+    pub(crate) quiet: Arc<Quiet>,
 }
 
 /// A transaction that writes.
@@ -172,6 +176,8 @@ pub(crate) struct Tx<'a> {
     context: &'a Context,
     /// Bytes of payloads in the answers of its jobs.
     held: Cell<usize>,
+    /// Who gets messages.
+    disturbed: RefCell<Vec<ClientId>>,
 }
 
 impl Tx<'_> {
@@ -185,6 +191,14 @@ impl Tx<'_> {
 
     pub(crate) fn ids(&self) -> &RecentIds {
         &self.context.ids
+    }
+
+    /// Notes that something is pending for a client as soon as this is committed.
+    pub(crate) fn disturb(&self, client: ClientId) {
+        let mut disturbed = self.disturbed.borrow_mut();
+        if disturbed.last() != Some(&client) {
+            disturbed.push(client);
+        }
     }
 
     /// Notes that an answer holds payloads of so many bytes.
@@ -330,6 +344,7 @@ fn run_batch(
         connection,
         context,
         held: Cell::new(0),
+        disturbed: RefCell::default(),
     };
     let mut done: Vec<Box<dyn Job>> = Vec::new();
     let mut undone: Vec<Box<dyn Job>> = Vec::new();
@@ -341,7 +356,7 @@ fn run_batch(
             if let Err(error) = execute(connection, begin) {
                 undone.push(job);
                 done.append(&mut undone);
-                abort(connection, ids, done, &Lost::rolled_back(error));
+                abort(&tx, done, &Lost::rolled_back(error));
                 return None;
             }
             let added = ids.added();
@@ -366,7 +381,7 @@ fn run_batch(
             }
             if let Err(error) = ended {
                 done.append(&mut undone);
-                abort(connection, ids, done, &Lost::rolled_back(error));
+                abort(&tx, done, &Lost::rolled_back(error));
                 return None;
             }
             if done.is_empty() {
@@ -384,40 +399,43 @@ fn run_batch(
     }
     if !done.is_empty() {
         done.append(&mut undone);
-        commit(connection, ids, done);
+        commit(&tx, done);
     }
     large
 }
 
-fn commit(connection: &Connection, ids: &RecentIds, done: Vec<Box<dyn Job>>) {
-    if let Err(error) = ids.write_slice(connection) {
-        abort(connection, ids, done, &Lost::rolled_back(error));
+fn commit(tx: &Tx<'_>, done: Vec<Box<dyn Job>>) {
+    if let Err(error) = tx.ids().write_slice(tx) {
+        abort(tx, done, &Lost::rolled_back(error));
         return;
     }
-    if let Err(error) = execute(connection, COMMIT) {
+    if let Err(error) = execute(tx, COMMIT) {
         // The log may hold all of the commit if only its sync has failed.
         let lost = Lost {
             outcome: Outcome::Unknown,
             cause: Arc::new(error),
         };
-        abort(connection, ids, done, &lost);
+        abort(tx, done, &lost);
         return;
     }
-    ids.committed();
+    tx.ids().committed();
+    tx.context.quiet.disturb(&tx.disturbed.take());
     for job in done {
         job.finish(Ok(()));
     }
 }
 
 /// Leaves the transaction and answers its jobs.
-fn abort(connection: &Connection, ids: &RecentIds, done: Vec<Box<dyn Job>>, lost: &Lost) {
-    if !connection.is_autocommit()
-        && let Err(error) = execute(connection, ROLLBACK)
+fn abort(tx: &Tx<'_>, done: Vec<Box<dyn Job>>, lost: &Lost) {
+    if !tx.is_autocommit()
+        && let Err(error) = execute(tx, ROLLBACK)
     {
         // The next BEGIN fails then, and tries this again.
         tracing::error!(%error, "cannot roll back a transaction");
     }
-    ids.roll_back_to(0);
+    tx.ids().roll_back_to(0);
+    // The commit may be on disk after all.
+    tx.context.quiet.disturb(&tx.disturbed.take());
     tracing::warn!(jobs = done.len(), error = %lost.cause, "lost a transaction");
     for job in done {
         job.finish(Err(lost));
