@@ -21,6 +21,12 @@ pub trait Harness: Send + Sync + 'static {
     /// Returns why the cases cannot run here, for instance a missing database server.
     fn unavailable(&self) -> Option<String>;
 
+    /// Returns how many times as long as others a case may take, for stores whose
+    /// every commit crosses a network.
+    fn patience(&self) -> u32 {
+        1
+    }
+
     /// Opens a new, empty store that uses `clock` and `random`; a failure panics.
     async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed;
 }

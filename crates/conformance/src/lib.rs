@@ -118,12 +118,19 @@ pub fn run(harness: impl Harness) -> ExitCode {
 
 /// Runs all cases for several kinds or configurations of stores; for `main`.
 pub fn run_all(harnesses: impl IntoIterator<Item = Arc<dyn Harness>>) -> ExitCode {
-    let arguments = Arguments::from_args();
+    run_with(&Arguments::from_args(), harnesses)
+}
+
+/// As [`run_all`], with a command line that is parsed already.
+pub fn run_with(
+    arguments: &Arguments,
+    harnesses: impl IntoIterator<Item = Arc<dyn Harness>>,
+) -> ExitCode {
     let trials = harnesses
         .into_iter()
         .flat_map(|harness| trials(&harness))
         .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    libtest_mimic::run(arguments, trials).exit_code()
 }
 
 /// Names the cases of a module, each once: a function that is missing here is
@@ -212,7 +219,8 @@ fn is_required(kind: &str, required: &str) -> bool {
     required.split(',').any(|name| name.trim() == kind)
 }
 
-/// Every case, its store's opening included, has to end within this time.
+/// Every case, its store's opening included, has to end within this time or a
+/// multiple of it, see [`Harness::patience`].
 const CASE_LIMIT: Duration = Duration::from_secs(60);
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -223,18 +231,19 @@ fn run_case(harness: &dyn Harness, case: Case) -> Result<(), Failed> {
         .thread_name(case.name)
         .enable_all()
         .build()?;
+    let limit = CASE_LIMIT * harness.patience();
     let outcome = runtime.block_on(async {
         let clock = Arc::new(ManualClock::at(100_000));
         let random = Arc::new(Random::seeded(1));
-        let mut bed = timeout(CASE_LIMIT, harness.open(clock, random)).await?;
+        let mut bed = timeout(limit, harness.open(clock, random)).await?;
         let guard = bed.guard.take();
         let opened = Arc::clone(&bed.opened);
         let mut task = tokio::spawn((case.run)(bed));
-        let outcome = match timeout(CASE_LIMIT, &mut task).await {
+        let outcome = match timeout(limit, &mut task).await {
             Ok(ended) => ended.map_err(panic_text),
             Err(_) => {
                 task.abort();
-                Err(format!("not finished after {CASE_LIMIT:?}").into())
+                Err(format!("not finished after {limit:?}").into())
             }
         };
         let opened = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));

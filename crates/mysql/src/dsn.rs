@@ -13,7 +13,8 @@ use percent_encoding::percent_decode_str;
 pub struct DataSource {
     user: String,
     password: Option<String>,
-    address: Address,
+    /// Ways to one database, in the order in which they are tried; at least one.
+    addresses: Vec<Address>,
     database: String,
     tls: Tls,
     ca: Option<PathBuf>,
@@ -36,6 +37,18 @@ pub(crate) enum Tls {
     /// Without a look at the certificate.
     Unverified,
     Verified,
+}
+
+/// A cluster has fewer nodes than this.
+const MOST_HOSTS: usize = 16;
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Socket(path) => f.write_str(path),
+        }
+    }
 }
 
 /// How transactions see each other. Stores are correct at each; the first is the fastest.
@@ -99,10 +112,8 @@ const WITHOUT_EFFECT: &[&str] = &[
 impl DataSource {
     /// Returns where the database is, without user and password.
     pub fn place(&self) -> String {
-        match &self.address {
-            Address::Tcp { host, port } => format!("{host}:{port}/{}", self.database),
-            Address::Socket(path) => format!("{path}/{}", self.database),
-        }
+        let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
+        format!("{}/{}", addresses.join(","), self.database)
     }
 
     pub(crate) fn database(&self) -> &str {
@@ -117,8 +128,15 @@ impl DataSource {
         self.tls
     }
 
-    /// Makes the driver's options.
-    pub(crate) fn opts(&self, tls: Tls) -> Opts {
+    /// Makes the driver's options for each address.
+    pub(crate) fn opts(&self, tls: Tls) -> Vec<Opts> {
+        let addresses = self.addresses.iter();
+        addresses
+            .map(|address| self.opts_for(address, tls))
+            .collect()
+    }
+
+    fn opts_for(&self, address: &Address, tls: Tls) -> Opts {
         let builder = OptsBuilder::default()
             .user(Some(self.user.clone()))
             .pass(self.password.clone())
@@ -130,7 +148,7 @@ impl DataSource {
             .tcp_keepalive(Some(std::time::Duration::from_secs(30)))
             .enable_cleartext_plugin(self.cleartext_password)
             .stmt_cache_size(8);
-        let builder = match &self.address {
+        let builder = match address {
             Address::Tcp { host, port } => builder.ip_or_hostname(host.clone()).tcp_port(*port),
             Address::Socket(path) => builder.socket(Some(path.clone())),
         };
@@ -153,11 +171,16 @@ impl DataSource {
         )
     }
 
-    fn new(user: String, password: Option<String>, address: Address, database: String) -> Self {
+    fn new(
+        user: String,
+        password: Option<String>,
+        addresses: Vec<Address>,
+        database: String,
+    ) -> Self {
         Self {
             user,
             password,
-            address,
+            addresses,
             database,
             tls: Tls::No,
             ca: None,
@@ -166,7 +189,8 @@ impl DataSource {
         }
     }
 
-    /// `mysql://user:password@host:port/database?parameters`.
+    /// `mysql://user:password@host:port/database?parameters`, with commas
+    /// between the hosts if there are several: nodes of one cluster.
     fn from_url(rest: &str) -> Result<Self, String> {
         let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
         let (place, database) = place
@@ -183,9 +207,19 @@ impl DataSource {
                 .map_err(|_| format!("its {what} is no text"))
         };
         let password = password.map(|word| decoded(word, "password")).transpose()?;
-        let address = tcp(&decoded(host, "host")?)?;
+        let hosts: Vec<_> = host.split(',').collect();
+        if hosts.len() > MOST_HOSTS {
+            return Err(format!("it names more than {MOST_HOSTS} hosts"));
+        }
+        if hosts.len() > 1 && hosts.contains(&"") {
+            return Err("one of its hosts is empty".to_owned());
+        }
+        let addresses = hosts
+            .into_iter()
+            .map(|host| tcp(&decoded(host, "host")?))
+            .collect::<Result<_, _>>()?;
         let database = decoded(database, "database")?;
-        Self::new(decoded(user, "user")?, password, address, database).with(parameters)
+        Self::new(decoded(user, "user")?, password, addresses, database).with(parameters)
     }
 
     /// `user:password@protocol(address)/database?parameters`, as Go's driver reads it.
@@ -224,6 +258,11 @@ impl DataSource {
             None => (network, ""),
         };
         let address = match protocol {
+            "" | "tcp" | "tcp4" | "tcp6" if address.contains(',') => {
+                return Err(
+                    "the stock server's driver takes one host; for several nodes of a cluster write mysql://USER:PASSWORD@HOST,HOST/DATABASE".to_owned(),
+                );
+            }
             "" | "tcp" | "tcp4" | "tcp6" => tcp(address)?,
             "unix" if address.is_empty() => Address::Socket("/tmp/mysql.sock".to_owned()),
             "unix" => Address::Socket(address.to_owned()),
@@ -236,7 +275,7 @@ impl DataSource {
         Self::new(
             user.to_owned(),
             password.map(str::to_owned),
-            address,
+            vec![address],
             database,
         )
         .with(parameters)
@@ -352,7 +391,7 @@ impl fmt::Debug for DataSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DataSource")
             .field("user", &self.user)
-            .field("address", &self.address)
+            .field("addresses", &self.addresses)
             .field("database", &self.database)
             .field("tls", &self.tls)
             .field("ca", &self.ca)
@@ -477,6 +516,13 @@ mod tests {
                 "db:3306/f",
                 Tls::Unverified,
             ),
+            (
+                "mysql://u:p,q@a,b:3307,[::1]/f",
+                "u",
+                Some("p,q"),
+                "a:3306,b:3307,::1:3306/f",
+                Tls::No,
+            ),
         ] {
             let expected = (user.into(), password.map(Into::into), place.into(), tls);
             assert_eq!(parsed(name), expected, "{name}");
@@ -498,6 +544,8 @@ mod tests {
             ("u:secret@tcp(db)/f?tx_isolation='none'", "isolation"),
             ("mysql://u:secret@db", "no database"),
             ("mysql://u:secret@db:x/f", "HOST:PORT"),
+            ("mysql://u:secret@a,,b/f", "hosts is empty"),
+            ("u:secret@tcp(a,b)/f", "takes one host"),
         ] {
             let error = name.parse::<DataSource>().unwrap_err();
             assert!(error.contains(problem), "{name}: {error}");

@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Database(mysql_async::Error),
     /// No answer came in time.
     Late,
+    /// There were fewer answers than statements.
+    CutShort,
     /// A stored value is not what it should be.
     Unreadable(Cow<'static, str>),
     /// The store has been closed.
@@ -81,7 +83,9 @@ impl Failure {
                     verdict => verdict,
                 }
             }
-            Self::Database(_) | Self::NoConnection(_) | Self::Late => Verdict::Lost,
+            Self::Database(_) | Self::NoConnection(_) | Self::Late | Self::CutShort => {
+                Verdict::Lost
+            }
             Self::Unreadable(_) => {
                 Verdict::Final(ErrorKind::Internal, "a stored value cannot be read")
             }
@@ -108,7 +112,7 @@ impl Failure {
                 let error = Error::new(kind, operation, detail).with_outcome(outcome);
                 error.with_source(Source::of(&source))
             }
-            Self::NoConnection(None) | Self::Late => {
+            Self::NoConnection(None) | Self::Late | Self::CutShort => {
                 Error::new(kind, operation, detail).with_outcome(outcome)
             }
         }

@@ -142,7 +142,7 @@ impl MysqlStore {
         clock: Arc<dyn Clock>,
         random: Arc<Random>,
     ) -> Result<Self, OpenError> {
-        let (mut connection, opts) = migrate::connect(source, options.connect_timeout).await?;
+        let (mut connection, ways) = migrate::connect(source, options.connect_timeout).await?;
         let (facts, found) =
             migrate::prepare(source, &mut connection, options.takeover, options.lock_wait).await?;
         // A server that does not hear it closes the connection itself.
@@ -152,7 +152,7 @@ impl MysqlStore {
         }
         let setup = setup(&options, source.isolation, found.is_cluster);
         let pool = Pool::new(
-            opts,
+            ways,
             setup,
             options.connect_timeout,
             options.connections.get(),
@@ -188,18 +188,19 @@ impl MysqlStore {
 fn setup(options: &MysqlOptions, isolation: Option<Isolation>, is_cluster: bool) -> String {
     let isolation = isolation.unwrap_or(options.isolation).sql();
     let lock_wait_seconds = options.lock_wait.as_secs().max(1);
-    // Whoever reads on one node what was acknowledged on another must see it.
-    let cluster = if is_cluster {
-        ", SESSION wsrep_sync_wait = 1"
+    // Whoever reads or changes on one node what was acknowledged on another
+    // must see it. The last statement fails at a node that has lost the others.
+    let (cluster, ready) = if is_cluster {
+        (", SESSION wsrep_sync_wait = 7", "; DO 1")
     } else {
-        ""
+        ("", "")
     };
     format!(
         "SET NAMES utf8mb4; \
          SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
          SESSION autocommit = 1, SESSION innodb_lock_wait_timeout = {lock_wait_seconds}, \
          SESSION lock_wait_timeout = {lock_wait_seconds}{cluster}; \
-         SET SESSION TRANSACTION ISOLATION LEVEL {isolation}"
+         SET SESSION TRANSACTION ISOLATION LEVEL {isolation}{ready}"
     )
 }
 

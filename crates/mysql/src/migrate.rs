@@ -38,6 +38,14 @@ pub enum OpenError {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A node of a cluster takes no statements.
+    #[error(
+        "the node of a cluster at `{place}` takes no statements: it has lost the others or is joining them; wait, or name another node"
+    )]
+    NotReady {
+        /// Host, port and database.
+        place: String,
+    },
     /// The server lets this user not in.
     #[error(
         "the database server of `{place}` refuses user `{user}`; check name, password and the host it may come from"
@@ -115,7 +123,10 @@ pub enum OpenError {
 impl OpenError {
     /// Returns whether the same may succeed later, without anybody doing anything.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Busy { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::NotReady { .. } | Self::Busy { .. }
+        )
     }
 
     fn of(source: &DataSource, action: &'static str, error: &mysql_async::Error) -> Self {
@@ -140,6 +151,7 @@ impl OpenError {
                     place,
                     source: cause,
                 },
+                code::NODE_NOT_READY => Self::NotReady { place },
                 1290 | 1792 | 1836 => Self::Unfit {
                     place,
                     obstacles: vec!["the server is read-only: name the primary server".to_owned()],
@@ -163,11 +175,12 @@ impl OpenError {
     }
 }
 
-/// Connects and returns the options that worked.
+/// Connects to the first address that takes statements; returns the options for
+/// all addresses, and which of them worked.
 pub(crate) async fn connect(
     source: &DataSource,
     limit: Duration,
-) -> Result<(Conn, Opts), OpenError> {
+) -> Result<(Conn, (Vec<Opts>, usize)), OpenError> {
     let tries: &[Tls] = match source.tls() {
         Tls::Preferred => &[Tls::Unverified, Tls::No],
         Tls::No => &[Tls::No],
@@ -176,29 +189,48 @@ pub(crate) async fn connect(
     };
     let mut last = None;
     for tls in tries {
-        let opts = source.opts(*tls);
-        match timeout(limit, Conn::new(opts.clone())).await {
-            Ok(Ok(connection)) => return Ok((connection, opts)),
-            Ok(Err(error)) => {
-                let no_tls = matches!(
-                    &error,
-                    mysql_async::Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer)
-                );
-                last = Some(OpenError::of(source, "connect", &error));
-                if !no_tls {
-                    break;
+        let ways = source.opts(*tls);
+        let mut no_tls = false;
+        for (way, opts) in ways.iter().enumerate() {
+            let error = match timeout(limit, connect_to(opts)).await {
+                Ok(Ok(connection)) => return Ok((connection, (ways, way))),
+                Ok(Err(error)) => {
+                    no_tls |= matches!(
+                        &error,
+                        mysql_async::Error::Driver(
+                            mysql_async::DriverError::NoClientSslFlagFromServer
+                        )
+                    );
+                    OpenError::of(source, "connect", &error)
                 }
-            }
-            Err(_) => {
-                last = Some(OpenError::Unreachable {
+                Err(_) => OpenError::Unreachable {
                     place: source.place(),
                     source: format!("no answer within {limit:?}").into(),
-                });
+                },
+            };
+            // What somebody has to do something about is worth more.
+            if last.as_ref().is_none_or(OpenError::is_temporary) {
+                last = Some(error);
             }
+        }
+        if !no_tls {
+            break;
         }
     }
     Err(last.expect("there is a way to try"))
 }
+
+async fn connect_to(opts: &Opts) -> mysql_async::Result<Conn> {
+    let mut connection = Conn::new(opts.clone()).await?;
+    // A node of a cluster that has lost the others takes connections all the same.
+    connection.query_drop(PROBE_READY).await?;
+    Ok(connection)
+}
+
+/// Fails at once at a node of a cluster that takes no statements.
+const PROBE_READY: &str = "\
+-- probe_ready
+DO 1";
 
 /// Says what a database is; changes nothing.
 ///

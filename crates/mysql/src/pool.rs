@@ -4,6 +4,7 @@
 //! its turn in the open (it is counted and ends when the store is closed), and
 //! because only a connection whose transaction has ended may be used again.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,10 @@ const LONGEST_IDLE: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
 pub(crate) struct Pool {
-    opts: Opts,
+    /// The ways to the database: nodes of a cluster, or one server.
+    ways: Vec<Opts>,
+    /// The way that worked last; it is tried first.
+    way: AtomicUsize,
     /// What every new connection runs first.
     setup: String,
     connect_timeout: Duration,
@@ -50,9 +54,16 @@ pub(crate) struct Lease {
 }
 
 impl Pool {
-    pub(crate) fn new(opts: Opts, setup: String, connect_timeout: Duration, size: u16) -> Self {
+    /// Makes a pool of connections; `way` is the first of `ways` to try.
+    pub(crate) fn new(
+        (ways, way): (Vec<Opts>, usize),
+        setup: String,
+        connect_timeout: Duration,
+        size: u16,
+    ) -> Self {
         Self {
-            opts,
+            ways,
+            way: AtomicUsize::new(way),
             setup,
             connect_timeout,
             size: u32::from(size),
@@ -87,21 +98,32 @@ impl Pool {
                 return Ok(lease(connection, generation));
             }
         }
-        let connection = timeout(self.connect_timeout, self.connect())
-            .await
-            .map_err(|_| Failure::NoConnection(None))??;
+        let connection = self.connect().await?;
         Ok(lease(connection, generation))
     }
 
+    /// Connects by the way that worked last, or else by the next one that works.
     async fn connect(&self) -> Worked<Conn> {
-        let connect = async {
-            let mut connection = Conn::new(self.opts.clone()).await?;
-            connection.query_drop(&self.setup).await?;
-            Ok(connection)
-        };
-        connect
-            .await
-            .map_err(|error| Failure::NoConnection(Some(error)))
+        let first = self.way.load(Ordering::Relaxed);
+        let mut failure = Failure::NoConnection(None);
+        for number in first..first + self.ways.len() {
+            let way = number % self.ways.len();
+            failure = match timeout(self.connect_timeout, self.connect_by(way)).await {
+                Ok(Ok(connection)) => {
+                    self.way.store(way, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Ok(Err(error)) => Failure::NoConnection(Some(error)),
+                Err(_) => Failure::NoConnection(None),
+            };
+        }
+        Err(failure)
+    }
+
+    async fn connect_by(&self, way: usize) -> mysql_async::Result<Conn> {
+        let mut connection = Conn::new(self.ways[way].clone()).await?;
+        connection.query_drop(&self.setup).await?;
+        Ok(connection)
     }
 
     fn take_idle(&self) -> Option<(Conn, Instant)> {

@@ -93,13 +93,12 @@ impl Save {
         };
         let now = timestamp(tx.context.clock.now());
         let counters = counters.ok_or_else(disabled)?;
-        if counters.is_expired(now) {
+        // An allocation does not help: in a cluster, one may have been made at
+        // another node while this broadcast was disabled.
+        if counters.is_expired(now) || counters.limit == BROADCAST_DISABLED {
             return Err(disabled().into());
         }
         if self.allocation.is_none() {
-            if counters.limit == BROADCAST_DISABLED {
-                return Err(disabled().into());
-            }
             return Ok(());
         }
         let found = Allocation::all(allocation)?;

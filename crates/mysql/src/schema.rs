@@ -20,6 +20,8 @@ pub(crate) struct Facts {
     pub(crate) most_payload_bytes: usize,
     /// What a claim's `SELECT` ends with.
     pub(crate) lock: LockClause,
+    /// Whether a commit here competes with those of other servers.
+    pub(crate) is_cluster: bool,
 }
 
 /// How a claim locks what it takes.
@@ -84,6 +86,12 @@ impl Inspection {
         found.is_mariadb = variable("version").to_ascii_lowercase().contains("mariadb");
         found.max_allowed_packet = variable("max_allowed_packet").parse().unwrap_or(0);
         found.is_cluster = variable("wsrep_on") == "ON";
+        if found.is_cluster {
+            // What another node has made is there to be seen.
+            connection
+                .query_drop("SET SESSION wsrep_sync_wait = 7")
+                .await?;
+        }
         if ["read_only", "super_read_only", "innodb_read_only"]
             .iter()
             .any(|name| matches!(variable(name), "ON" | "1"))
@@ -304,6 +312,7 @@ impl Inspection {
         Facts {
             most_payload_bytes: packet.min(column).min(fleethold_store::MAX_PAYLOAD_BYTES),
             lock,
+            is_cluster: self.is_cluster,
         }
     }
 

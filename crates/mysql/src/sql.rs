@@ -5,6 +5,7 @@
 //! only digits and hexadecimal digits are ever written, so no value can end a
 //! literal, in whatever character set or mode the server reads it.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use mysql_async::Value as Bound;
@@ -170,9 +171,8 @@ pub(crate) enum Packet {
     /// Statements with `;` between them; the first and the last ones may frame
     /// those of the batch.
     Text {
-        sql: String,
+        statements: Vec<Cow<'static, str>>,
         before: usize,
-        statements: usize,
         after: usize,
     },
     /// One statement with values of its own.
@@ -182,13 +182,25 @@ pub(crate) enum Packet {
     },
 }
 
+/// How statements become packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// As many in one packet as fit.
+    Together,
+    /// Each after the answer to the one before: a node of a cluster whose
+    /// transaction is ended by another node's between two statements of one
+    /// packet goes on with the second one as if nothing had happened, or leaves
+    /// it out. What begins a transaction travels with its first statement:
+    /// there is nothing to lose before that.
+    OneByOne,
+}
+
 impl Packet {
-    fn text(sql: String, [before, statements, after]: [usize; 3]) -> Self {
+    fn text(statements: Vec<Cow<'static, str>>) -> Self {
         Self::Text {
-            sql,
-            before,
             statements,
-            after,
+            before: 0,
+            after: 0,
         }
     }
 }
@@ -221,45 +233,70 @@ impl Batch {
     }
 
     fn add_text(&mut self, text: String) {
-        if let Some(Packet::Text {
-            sql, statements, ..
-        }) = self.packets.last_mut()
-            && sql.len() + text.len() < PACKET_BYTES
+        if let Some(Packet::Text { statements, .. }) = self.packets.last_mut()
+            && statements.iter().map(|text| text.len()).sum::<usize>() + text.len() < PACKET_BYTES
         {
-            sql.push_str(";\n");
-            sql.push_str(&text);
-            *statements += 1;
+            statements.push(text.into());
             return;
         }
-        self.packets.push(Packet::text(text, [0, 1, 0]));
+        self.packets.push(Packet::text(vec![text.into()]));
     }
 
     /// Puts statements in front of the first and behind the last one.
-    pub(crate) fn framed(mut self, first: &[&str], last: &[&str]) -> Vec<Packet> {
+    pub(crate) fn framed(
+        mut self,
+        first: &[&'static str],
+        last: &[&'static str],
+        framing: Framing,
+    ) -> Vec<Packet> {
+        if framing == Framing::OneByOne {
+            self.split();
+        }
+        let texts = |frame: &[&'static str]| -> Vec<_> {
+            let texts = frame.iter();
+            texts.map(|text| Cow::Borrowed(*text)).collect()
+        };
         if !first.is_empty() {
-            let text = first.join(";\n");
-            match self.packets.first_mut() {
-                Some(Packet::Text { sql, before, .. }) => {
-                    sql.insert_str(0, &format!("{text};\n"));
-                    *before = first.len();
-                }
-                _ => self
-                    .packets
-                    .insert(0, Packet::text(text, [first.len(), 0, 0])),
+            if !matches!(self.packets.first(), Some(Packet::Text { .. })) {
+                self.packets.insert(0, Packet::text(Vec::new()));
+            }
+            if let Some(Packet::Text {
+                statements, before, ..
+            }) = self.packets.first_mut()
+            {
+                statements.splice(0..0, texts(first));
+                *before = first.len();
             }
         }
         if !last.is_empty() {
-            let text = last.join(";\n");
-            match self.packets.last_mut() {
-                Some(Packet::Text { sql, after, .. }) => {
-                    sql.push_str(";\n");
-                    sql.push_str(&text);
-                    *after = last.len();
-                }
-                _ => self.packets.push(Packet::text(text, [0, 0, last.len()])),
+            if framing == Framing::OneByOne
+                || !matches!(self.packets.last(), Some(Packet::Text { .. }))
+            {
+                self.packets.push(Packet::text(Vec::new()));
+            }
+            if let Some(Packet::Text {
+                statements, after, ..
+            }) = self.packets.last_mut()
+            {
+                statements.extend(texts(last));
+                *after = last.len();
             }
         }
         self.packets
+    }
+
+    /// Makes each statement a packet.
+    fn split(&mut self) {
+        let packets = std::mem::take(&mut self.packets);
+        for packet in packets {
+            match packet {
+                Packet::Text { statements, .. } => {
+                    let alone = statements.into_iter().map(|text| Packet::text(vec![text]));
+                    self.packets.extend(alone);
+                }
+                prepared @ Packet::Prepared { .. } => self.packets.push(prepared),
+            }
+        }
     }
 }
 
@@ -307,9 +344,11 @@ mod tests {
     use super::*;
 
     fn text(sql: &'static str, values: &[Value<'_>]) -> String {
-        let mut packets = Batch::of(sql, values).framed(&[], &[]);
+        let mut packets = Batch::of(sql, values).framed(&[], &[], Framing::Together);
         match packets.pop() {
-            Some(Packet::Text { sql, .. }) => sql,
+            Some(Packet::Text { mut statements, .. }) if statements.len() == 1 => {
+                statements.remove(0).into_owned()
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -372,19 +411,41 @@ mod tests {
         }
         let large = vec![0; LARGE_BYTES + 1];
         batch.add("SELECT ?", &[Value::Bytes(&large)]);
-        let packets = batch.framed(&["BEGIN"], &["COMMIT"]);
-        let kinds: Vec<_> = packets
-            .iter()
-            .map(|packet| match packet {
-                Packet::Text {
-                    sql, statements, ..
-                } => {
-                    assert!(sql.len() < PACKET_BYTES + 100);
-                    *statements
-                }
-                Packet::Prepared { .. } => 99,
-            })
-            .collect();
-        assert_eq!(kinds, [1, 1, 1, 99, 0]);
+        let packets = batch.framed(&["BEGIN"], &["COMMIT"], Framing::Together);
+        assert_eq!(lengths(&packets), [2, 1, 1, 99, 1]);
+        for packet in &packets {
+            if let Packet::Text { statements, .. } = packet {
+                let bytes: usize = statements.iter().map(|text| text.len()).sum();
+                assert!(bytes < PACKET_BYTES + 100);
+            }
+        }
+    }
+
+    /// Returns how many statements each packet has, 99 for a prepared one.
+    fn lengths(packets: &[Packet]) -> Vec<usize> {
+        let lengths = packets.iter().map(|packet| match packet {
+            Packet::Text { statements, .. } => statements.len(),
+            Packet::Prepared { .. } => 99,
+        });
+        lengths.collect()
+    }
+
+    #[test]
+    fn one_by_one_only_the_beginning_travels_with_another_statement() {
+        let batch = || {
+            let mut batch = Batch::default();
+            for number in 0..3 {
+                batch.add("SELECT ?", &[Value::Int(number)]);
+            }
+            batch
+        };
+        let begin = &["SET", "BEGIN"];
+        let packets = batch().framed(begin, &["COMMIT"], Framing::OneByOne);
+        assert_eq!(lengths(&packets), [3, 1, 1, 1]);
+        let packets = batch().framed(begin, &["COMMIT"], Framing::Together);
+        assert_eq!(lengths(&packets), [6]);
+        let none = Batch::default();
+        let packets = none.framed(begin, &["COMMIT"], Framing::OneByOne);
+        assert_eq!(lengths(&packets), [2, 1]);
     }
 }

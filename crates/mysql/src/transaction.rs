@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::error::{Failure, Verdict, Worked, code};
 use crate::pool::{Lease, Pool};
 use crate::schema::Facts;
-use crate::sql::{Batch, Packet};
+use crate::sql::{Batch, Framing, Packet};
 
 /// What work in a transaction may use besides the database.
 #[derive(Clone, Debug)]
@@ -293,7 +293,8 @@ impl Tx {
     pub(crate) async fn only(&mut self, batch: Batch) -> Worked<Vec<Reply>> {
         debug_assert_ne!(self.state, State::Begun, "no transaction is open");
         self.state = State::Committing;
-        let replies = self.send_packets(batch.framed(&[], &[])).await?;
+        let packets = batch.framed(&[], &[], self.framing());
+        let replies = self.send_packets(packets).await?;
         self.state = State::Ended;
         Ok(replies)
     }
@@ -304,7 +305,8 @@ impl Tx {
             (State::Fresh, Mode::Snapshot) => BEGIN_SNAPSHOT,
             _ => &[],
         };
-        let mut packets = batch.framed(begin, if commit { COMMIT } else { &[] });
+        let end = if commit { COMMIT } else { &[] };
+        let mut packets = batch.framed(begin, end, self.framing());
         let Some(last) = packets.pop() else {
             return Ok(Vec::new());
         };
@@ -318,6 +320,14 @@ impl Tx {
             self.state = State::Ended;
         }
         Ok(replies)
+    }
+
+    fn framing(&self) -> Framing {
+        if self.context.facts.is_cluster && self.mode == Mode::Write {
+            Framing::OneByOne
+        } else {
+            Framing::Together
+        }
     }
 
     async fn send_packets(&mut self, packets: Vec<Packet>) -> Worked<Vec<Reply>> {
@@ -363,12 +373,12 @@ impl Tx {
     /// Ends a transaction that failed, and its connection if that broke.
     async fn give_up(mut self, failure: &Failure) {
         match failure.verdict() {
-            Verdict::Lost => {
+            // Others to the same server fare no better, and there may be another server.
+            Verdict::Lost | Verdict::Unwilling(_) => {
                 if let Some(lease) = self.lease.take() {
                     lease.lost();
                 }
             }
-            Verdict::Unwilling(_) => drop(self.lease.take()),
             Verdict::Conflict | Verdict::Final(..) => {
                 if matches!(self.state, State::Begun | State::Committing) {
                     self.roll_back().await;
@@ -399,27 +409,31 @@ impl Tx {
     }
 }
 
-async fn exchange(connection: &mut Conn, packet: Packet) -> mysql_async::Result<Vec<Reply>> {
+async fn exchange(connection: &mut Conn, packet: Packet) -> Worked<Vec<Reply>> {
     match packet {
         Packet::Text {
-            sql,
-            before,
             statements,
+            before,
             after,
         } => {
-            let all = before + statements + after;
-            let mut replies = Vec::with_capacity(all);
-            let mut result = connection.query_iter(sql).await?;
-            for _ in 0..all {
+            let mut replies = Vec::with_capacity(statements.len());
+            let mut result = connection.query_iter(statements.join(";\n")).await?;
+            for _ in &statements {
+                let is_answered = result.columns().is_some();
                 let (affected, id) = (result.affected_rows(), result.last_insert_id());
+                // An error comes out here.
+                let rows = result.collect().await?;
+                if !is_answered {
+                    return Err(Failure::CutShort);
+                }
                 replies.push(Reply {
                     affected,
                     last_insert_id: id.unwrap_or(0),
-                    rows: result.collect().await?,
+                    rows,
                 });
             }
             result.drop_result().await?;
-            replies.truncate(before + statements);
+            replies.truncate(statements.len() - after);
             replies.drain(..before);
             Ok(replies)
         }

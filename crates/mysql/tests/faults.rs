@@ -8,20 +8,18 @@ mod bed;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use bed::load::{broadcast, client, contact, found, id, load, message, recovery, success};
 use bed::{Database, connect, options, run};
-use fleethold_conformance::oracle::{Fate, Oracle};
 use fleethold_mysql::{MysqlOptions, MysqlStore};
+use fleethold_proto::fleetspeak::Label;
 use fleethold_proto::fleetspeak::monitoring::ResourceUsageData;
-use fleethold_proto::fleetspeak::server::Broadcast;
-use fleethold_proto::fleetspeak::{Address, Label, Message, MessageResult};
-use fleethold_proto::{Any, Timestamp};
 use fleethold_store::clock::timestamp_from_epoch_nanos;
 use fleethold_store::{
-    BroadcastId, BroadcastStore, ClientData, ClientId, ClientStore, Clock, ContactData, ErrorKind,
-    FileStore, ManualClock, MessageId, MessageStore, Outcome, Random, Store,
+    BroadcastId, BroadcastStore, ClientData, ClientStore, Clock, ErrorKind, FileStore, ManualClock,
+    MessageStore, Outcome, Random, Store,
 };
 use fleethold_testdb::{Cut, Proxy, mariadb};
 use futures::future::BoxFuture;
@@ -57,71 +55,6 @@ async fn through_proxy(server: &str, options: MysqlOptions) -> Broken {
         clock,
         proxy,
         _database: database,
-    }
-}
-
-fn client(number: u64) -> ClientId {
-    ClientId::new(number.to_be_bytes())
-}
-
-fn id(number: u64) -> MessageId {
-    let mut id = [7; 32];
-    id[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-    id[24..].copy_from_slice(&number.to_be_bytes());
-    MessageId::new(id)
-}
-
-fn message(number: u64, to: ClientId) -> Message {
-    Message {
-        message_id: id(number).to_bytes(),
-        destination: Some(Address {
-            client_id: to.to_bytes(),
-            service_name: "service".into(),
-        }),
-        creation_time: Some(Timestamp {
-            seconds: 1,
-            nanos: 0,
-        }),
-        data: Some(Any {
-            type_url: "type".into(),
-            value: vec![1; 100].into(),
-        }),
-        ..Message::default()
-    }
-}
-
-fn contact(number: u64) -> ContactData {
-    ContactData {
-        client_id: client(number),
-        nonce_sent: number,
-        nonce_received: number + 1,
-        addr: "192.0.2.1:1".into(),
-        client_clock: None,
-        streaming_to: None,
-        labels: Vec::new(),
-    }
-}
-
-fn broadcast(number: u64) -> Broadcast {
-    Broadcast {
-        broadcast_id: number.to_be_bytes().to_vec().into(),
-        source: Some(Address {
-            client_id: Vec::new().into(),
-            service_name: "service".into(),
-        }),
-        message_type: "type".into(),
-        group_name: format!("group {number}"),
-        ..Broadcast::default()
-    }
-}
-
-fn success() -> MessageResult {
-    MessageResult {
-        processed_time: Some(Timestamp {
-            seconds: 2,
-            nanos: 0,
-        }),
-        ..MessageResult::default()
     }
 }
 
@@ -362,95 +295,6 @@ async fn count_that_cannot_be_repeated_says_that_its_outcome_is_unknown() {
     let active = bed.store.list_active_broadcasts().await.unwrap();
     assert_eq!(active[0].sent, 3, "this time it happened, once");
     bed.store.close().await.unwrap();
-}
-
-/// What a load tells, and is told.
-#[derive(Default)]
-struct Progress {
-    stop: AtomicBool,
-    acknowledged: AtomicU64,
-}
-
-impl Progress {
-    /// Waits until every writer may have had a turn.
-    async fn goes_on(&self) {
-        let enough = self.acknowledged.load(Ordering::SeqCst) + 100;
-        let reached = async {
-            while self.acknowledged.load(Ordering::SeqCst) < enough {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let limit = Duration::from_secs(60);
-        let reached = tokio::time::timeout(limit, reached).await;
-        reached.expect("the load goes on");
-    }
-}
-
-/// Stores messages in twos until it is told to stop, and tells an oracle.
-async fn load(store: MysqlStore, progress: Arc<Progress>) -> Oracle {
-    let writers = (0..8_u64).map(|writer| {
-        let (store, progress) = (store.clone(), Arc::clone(&progress));
-        tokio::spawn(async move {
-            let mut fates = Vec::new();
-            for round in 0..10_000 {
-                if progress.stop.load(Ordering::SeqCst) {
-                    break;
-                }
-                let write = writer * 100_000 + round + 1;
-                let parts = [0, 1].map(|part| message(2 * write + part, client(writer)));
-                let fate = match store.store_messages(&parts, None).await {
-                    Ok(()) => {
-                        progress.acknowledged.fetch_add(1, Ordering::SeqCst);
-                        Fate::Acknowledged
-                    }
-                    Err(error) if error.outcome() == Outcome::NotApplied => Fate::Refused,
-                    Err(_) => Fate::Unknown,
-                };
-                fates.push((write, fate));
-            }
-            fates
-        })
-    });
-    let mut oracle = Oracle::default();
-    for writer in futures::future::join_all(writers).await {
-        for (write, fate) in writer.unwrap() {
-            oracle.trying(write, 2);
-            oracle.learned(write, fate);
-        }
-    }
-    oracle
-}
-
-/// Lists what is stored of the load.
-async fn found(store: &MysqlStore) -> Vec<(u64, u32)> {
-    let clients: Vec<_> = (0..8).map(client).collect();
-    let pending = store
-        .get_pending_messages(&clients, 0, 0, false)
-        .await
-        .unwrap();
-    let numbers = pending.iter().map(|message| {
-        let bytes = message.message_id[24..].try_into().expect("eight bytes");
-        u64::from_be_bytes(bytes)
-    });
-    numbers
-        .map(|number| (number / 2, u32::try_from(number % 2).expect("0 or 1")))
-        .collect()
-}
-
-/// Waits until a call succeeds again and returns how long that took.
-async fn recovery(store: &MysqlStore, number: u64) -> Duration {
-    let began = Instant::now();
-    loop {
-        let new = message(number, client(1_000));
-        match store.store_messages(&[new], None).await {
-            Ok(()) => return began.elapsed(),
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Transient, "{error:?}");
-                assert!(began.elapsed() < Duration::from_secs(60), "{error:?}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
-use crate::mariadb::Program;
+use crate::mariadb::{FAST, Program};
 use crate::server::{Kind, Server, User, find, free_port};
 
 /// Nodes on loopback; dropping them stops them and removes their data.
@@ -20,12 +20,32 @@ pub struct Cluster {
     pub nodes: Vec<Server>,
 }
 
+impl Cluster {
+    /// Returns the URLs of the nodes, without database.
+    pub fn urls(&self) -> Vec<String> {
+        let ports = self.nodes.iter().map(Server::port);
+        ports.map(crate::mariadb::url).collect()
+    }
+}
+
 /// Starts a cluster of so many nodes, one after the other; takes some ten
 /// seconds for each. The nodes are as durable as one server by itself.
 ///
 /// # Errors
 /// If MariaDB or Galera are not installed, or a node does not start.
 pub fn start(nodes: usize) -> Result<Cluster> {
+    start_with(nodes, &[])
+}
+
+/// As [`start`], without durability: for tests that end no node.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_fast(nodes: usize) -> Result<Cluster> {
+    start_with(nodes, FAST)
+}
+
+fn start_with(nodes: usize, more: &[&str]) -> Result<Cluster> {
     let plugin = find("libgalera_smm.so", &["/usr/lib/galera".into()]).context(MISSING)?;
     find("wsrep_sst_rsync", &[]).context(MISSING)?;
     find("rsync", &[]).context(MISSING)?;
@@ -52,6 +72,7 @@ pub fn start(nodes: usize) -> Result<Cluster> {
         ];
         let options: Vec<_> = OPTIONS
             .iter()
+            .chain(more)
             .copied()
             .chain(options.iter().map(String::as_str))
             .collect();

@@ -62,7 +62,7 @@ pub fn url(port: u16) -> String {
 }
 
 /// Options of a server whose data nobody needs after the tests.
-const FAST: &[&str] = &[
+pub(crate) const FAST: &[&str] = &[
     "--innodb-flush-log-at-trx-commit=0",
     "--innodb-flush-method=nosync",
     "--innodb-buffer-pool-size=256M",

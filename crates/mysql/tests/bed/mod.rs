@@ -1,7 +1,9 @@
 //! A database of its own on the server that tests share, or on one of its own.
 #![allow(dead_code, reason = "each test target uses its part")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) mod load;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -61,7 +63,13 @@ impl Database {
     }
 
     pub(crate) fn source(&self) -> DataSource {
-        self.url().parse().expect("a URL of a database")
+        self.source_on(&self.server)
+    }
+
+    /// Names the database on another node of the same cluster.
+    pub(crate) fn source_on(&self, server: &str) -> DataSource {
+        let url = format!("{server}/{}", self.name);
+        url.parse().expect("a URL of a database")
     }
 
     /// Connects behind the store's back.
@@ -141,6 +149,9 @@ pub(crate) fn options() -> MysqlOptions {
 pub(crate) struct Mysql {
     pub(crate) name: &'static str,
     pub(crate) options: MysqlOptions,
+    /// The nodes of a cluster, if not the server that tests share. The first
+    /// store of a case is at the first node, further ones are at the others.
+    pub(crate) nodes: Vec<String>,
 }
 
 impl Mysql {
@@ -151,6 +162,7 @@ impl Mysql {
                 isolation,
                 ..options()
             },
+            nodes: Vec::new(),
         }
     }
 }
@@ -181,24 +193,43 @@ impl Harness for Mysql {
         if !is_default && std::env::var_os("FLEETHOLD_LONG").is_none() {
             return Some("other levels of isolation run with FLEETHOLD_LONG=1".to_owned());
         }
-        server().err()
+        if self.nodes.is_empty() {
+            return server().err();
+        }
+        None
+    }
+
+    fn patience(&self) -> u32 {
+        if self.nodes.is_empty() { 1 } else { 5 }
     }
 
     async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed {
-        let database = Arc::new(Database::make().await);
+        let database = Arc::new(match self.nodes.first() {
+            Some(node) => Database::make_on(node).await,
+            None => Database::make().await,
+        });
         let options = self.options.clone();
         let store = database.open(options.clone(), &clock, &random).await;
         let again = {
             let (database, clock) = (Arc::clone(&database), Arc::clone(&clock));
-            move || {
+            let others: Vec<_> = self.nodes.iter().skip(1).cloned().collect();
+            let opened = AtomicUsize::new(0);
+            let again = move || {
                 let (database, clock) = (Arc::clone(&database), Arc::clone(&clock));
                 let (options, random) = (options.clone(), Arc::clone(&random));
+                let number = opened.fetch_add(1, Ordering::SeqCst);
+                let source = match others.len() {
+                    0 => database.source(),
+                    nodes => database.source_on(&others[number % nodes]),
+                };
                 async move {
-                    let store = database.open(options, &clock, &random).await;
-                    Arc::new(store) as Arc<dyn Store>
+                    let store = MysqlStore::open(&source, options, clock, random).await;
+                    Arc::new(store.expect("the database can be opened")) as Arc<dyn Store>
                 }
-            }
+            };
+            Arc::new(again)
         };
+        let second = Arc::clone(&again);
         let behind = {
             let url = database.url();
             move |sql: String| {
@@ -213,8 +244,8 @@ impl Harness for Mysql {
             .with_maintenance(store)
             .with_aged_leases(move |by| aged(format!("{AGE_LEASES}{}", by.as_micros())))
             .with_guard(database)
-            .with_reopen(again.clone())
-            .with_second(again)
+            .with_reopen(move || again())
+            .with_second(move || second())
             .with_damage({
                 let behind = behind.clone();
                 move |id| behind(format!("{DAMAGE}x'{id}'"))
