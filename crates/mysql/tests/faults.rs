@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bed::load::{broadcast, client, contact, found, id, load, message, recovery, success};
+use bed::load::{
+    Progress, broadcast, client, contact, found, id, load, message, recovery, success,
+};
 use bed::{Database, connect, options, run};
 use fleethold_mysql::{MysqlOptions, MysqlStore};
 use fleethold_proto::fleetspeak::Label;
@@ -303,7 +305,11 @@ async fn nothing_is_lost_when_connections_or_the_server_end() {
     let url = mariadb::url(server.port());
     let bed = through_proxy(&url, options()).await;
     let progress = Arc::new(Progress::default());
-    let loading = tokio::spawn(load(bed.store.clone(), Arc::clone(&progress)));
+    let loading = tokio::spawn(load(
+        vec![bed.store.clone()],
+        Arc::clone(&progress),
+        Duration::ZERO,
+    ));
     progress.goes_on().await;
 
     for _ in 0..3 {

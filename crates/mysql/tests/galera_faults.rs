@@ -9,7 +9,7 @@ mod bed;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bed::load::{broadcast, claims, client, contact, found, id, load, message, recovery, success};
@@ -21,7 +21,7 @@ use fleethold_store::{
 };
 use fleethold_testdb::galera;
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Value};
+use mysql_async::{Conn, Opts, Value};
 
 /// Opens a store whose ways to the database are these nodes, in this order.
 async fn open(database: &Database, clock: &Arc<ManualClock>, nodes: &[&String]) -> MysqlStore {
@@ -45,31 +45,39 @@ async fn open(database: &Database, clock: &Arc<ManualClock>, nodes: &[&String]) 
     .expect("the database can be opened")
 }
 
-async fn status(connection: &mut Conn, name: &str) -> String {
+async fn status(connection: &mut Conn, name: &str) -> mysql_async::Result<String> {
     let row: Option<(String, String)> = connection
         .query_first(format!("SHOW GLOBAL STATUS LIKE '{name}'"))
-        .await
-        .expect("a node shows its status, whatever that is");
-    row.expect("a cluster").1
+        .await?;
+    Ok(row.expect("a cluster").1)
 }
 
 /// Waits until a node belongs to a cluster of so many nodes and takes
 /// statements; returns how long that took.
 async fn joined(node: &str, size: &str) -> Duration {
     let began = Instant::now();
-    let mut connection = connect(&format!("{node}/")).await;
-    loop {
-        let mut is = async |name, value| status(&mut connection, name).await == value;
-        if is("wsrep_cluster_status", "Primary").await
-            && is("wsrep_cluster_size", size).await
-            && is("wsrep_ready", "ON").await
-            && is("wsrep_local_state_comment", "Synced").await
-        {
-            return began.elapsed();
-        }
+    let url = format!("{node}/");
+    // A node that is joining may refuse everything.
+    while !matches!(is_member(&url, size).await, Ok(true)) {
         assert!(began.elapsed() < Duration::from_secs(60), "{node}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    began.elapsed()
+}
+
+async fn is_member(url: &str, size: &str) -> mysql_async::Result<bool> {
+    let mut connection = Conn::new(Opts::from_url(url)?).await?;
+    let mut is = true;
+    for (name, value) in [
+        ("wsrep_cluster_status", "Primary"),
+        ("wsrep_cluster_size", size),
+        ("wsrep_ready", "ON"),
+        ("wsrep_local_state_comment", "Synced"),
+    ] {
+        is &= status(&mut connection, name).await? == value;
+    }
+    connection.disconnect().await?;
+    Ok(is)
 }
 
 async fn set_provider(node: &str, option: &str) {
@@ -96,11 +104,15 @@ async fn nothing_is_lost_or_handed_out_twice_when_a_node_dies_and_another_is_cut
     // This one knows one node only, as behind a DSN of the stock server.
     let faithful = open(&database, &clock, &[second]).await;
     let stores = vec![one.clone(), other.clone(), faithful.clone()];
-    let stop = Arc::new(AtomicBool::new(false));
-    let loading = tokio::spawn(load(stores.clone(), Arc::clone(&stop)));
-    let claiming = tokio::spawn(claims(stores, Arc::clone(&stop)));
-    let pause = || tokio::time::sleep(Duration::from_secs(2));
-    pause().await;
+    let progress = Arc::new(Progress::default());
+    let loading = tokio::spawn(load(
+        stores.clone(),
+        Arc::clone(&progress),
+        // Three nodes have to keep up on one machine.
+        Duration::from_millis(20),
+    ));
+    let claiming = tokio::spawn(claims(stores, Arc::clone(&progress)));
+    progress.goes_on().await;
 
     tokio::task::block_in_place(|| cluster.nodes[0].kill()).unwrap();
     let after_kill = tokio::join!(
@@ -109,10 +121,10 @@ async fn nothing_is_lost_or_handed_out_twice_when_a_node_dies_and_another_is_cut
         recovery(&other, 90_000_002),
     );
     println!("a node was killed; cluster, its store, another store: {after_kill:?}");
-    pause().await;
+    progress.goes_on().await;
     tokio::task::block_in_place(|| cluster.nodes[0].start()).unwrap();
     joined(first, "3").await;
-    pause().await;
+    progress.goes_on().await;
 
     set_provider(second, "gmcast.isolate=1").await;
     let after_cut = tokio::join!(
@@ -126,13 +138,13 @@ async fn nothing_is_lost_or_handed_out_twice_when_a_node_dies_and_another_is_cut
     let error = refused.expect_err("its only node has lost the others");
     assert_eq!(error.kind(), ErrorKind::Transient, "{error:?}");
     println!("the store that knows only this node: {error}");
-    pause().await;
+    progress.goes_on().await;
     set_provider(second, "gmcast.isolate=0").await;
     let after_heal = tokio::join!(joined(second, "3"), recovery(&faithful, 90_000_006));
     println!("it is back; cluster, the store that knows only it: {after_heal:?}");
-    pause().await;
+    progress.goes_on().await;
 
-    stop.store(true, Ordering::SeqCst);
+    progress.stop.store(true, Ordering::SeqCst);
     let mut oracle = loading.await.unwrap();
     let handed_out = claiming.await.unwrap();
     println!("acknowledged, refused, unknown: {:?}", oracle.counts());
@@ -259,8 +271,8 @@ async fn claims_at_three_nodes_share_the_messages(nodes: &[String], stores: &[My
         for node in nodes {
             let mut connection = connect(&format!("{node}/")).await;
             for name in ["wsrep_local_cert_failures", "wsrep_local_bf_aborts"] {
-                let count: u64 = status(&mut connection, name).await.parse().unwrap();
-                sum += count;
+                let count = status(&mut connection, name).await.unwrap();
+                sum += count.parse::<u64>().unwrap();
             }
         }
         sum

@@ -1,7 +1,7 @@
 //! Stores under load, and what an oracle finds afterwards.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fleethold_conformance::oracle::{Fate, Oracle};
@@ -76,25 +76,56 @@ pub(crate) fn success() -> MessageResult {
     }
 }
 
-/// Stores messages in twos through stores until it is told to stop, and tells an oracle.
-pub(crate) async fn load(stores: Vec<MysqlStore>, stop: Arc<AtomicBool>) -> Oracle {
+/// What a load tells, and is told.
+#[derive(Default)]
+pub(crate) struct Progress {
+    pub(crate) stop: AtomicBool,
+    acknowledged: AtomicU64,
+}
+
+impl Progress {
+    /// Waits until every writer may have had a turn.
+    pub(crate) async fn goes_on(&self) {
+        let enough = self.acknowledged.load(Ordering::SeqCst) + 100;
+        let reached = async {
+            while self.acknowledged.load(Ordering::SeqCst) < enough {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let limit = Duration::from_secs(60);
+        let reached = tokio::time::timeout(limit, reached).await;
+        reached.expect("the load goes on");
+    }
+}
+
+/// Stores messages in twos through stores until it is told to stop, and tells an
+/// oracle. Each of eight writers rests so long between two calls.
+pub(crate) async fn load(
+    stores: Vec<MysqlStore>,
+    progress: Arc<Progress>,
+    rest: Duration,
+) -> Oracle {
     let writers = (0..8_u64).map(|writer| {
         let store = stores[usize::try_from(writer).expect("small") % stores.len()].clone();
-        let stop = Arc::clone(&stop);
+        let progress = Arc::clone(&progress);
         tokio::spawn(async move {
             let mut fates = Vec::new();
             for round in 0..10_000 {
-                if stop.load(Ordering::SeqCst) {
+                if progress.stop.load(Ordering::SeqCst) {
                     break;
                 }
                 let write = writer * 100_000 + round + 1;
                 let parts = [0, 1].map(|part| message(2 * write + part, client(writer)));
                 let fate = match store.store_messages(&parts, None).await {
-                    Ok(()) => Fate::Acknowledged,
+                    Ok(()) => {
+                        progress.acknowledged.fetch_add(1, Ordering::SeqCst);
+                        Fate::Acknowledged
+                    }
                     Err(error) if error.outcome() == Outcome::NotApplied => Fate::Refused,
                     Err(_) => Fate::Unknown,
                 };
                 fates.push((write, fate));
+                tokio::time::sleep(rest).await;
             }
             fates
         })
@@ -143,13 +174,13 @@ pub(crate) async fn recovery(store: &MysqlStore, number: u64) -> Duration {
 
 /// Claims messages of the load through stores until it is told to stop; returns
 /// which were handed out, once for each time.
-pub(crate) async fn claims(stores: Vec<MysqlStore>, stop: Arc<AtomicBool>) -> Vec<MessageId> {
+pub(crate) async fn claims(stores: Vec<MysqlStore>, progress: Arc<Progress>) -> Vec<MessageId> {
     let claimers = stores.into_iter().map(|store| {
-        let stop = Arc::clone(&stop);
+        let progress = Arc::clone(&progress);
         tokio::spawn(async move {
             let mut handed_out = Vec::new();
             for round in 0..100_000 {
-                if stop.load(Ordering::SeqCst) {
+                if progress.stop.load(Ordering::SeqCst) {
                     break;
                 }
                 let of = client(round % 8);
