@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bed::load::{broadcast, claims, client, contact, found, id, load, message, recovery, success};
+use bed::load::{
+    Progress, broadcast, claims, client, contact, found, id, load, message, recovery, success,
+};
 use bed::{Database, connect, options, run};
 use fleethold_mysql::{MysqlOptions, MysqlStore};
 use fleethold_store::{
