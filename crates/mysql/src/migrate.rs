@@ -38,6 +38,16 @@ pub enum OpenError {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Both ends do not agree on TLS.
+    #[error(
+        "no TLS connection to the database server of `{place}`; check tls, tls-ca=FILE (the authority of its certificate) and the server's certificate"
+    )]
+    Tls {
+        /// Host, port and database.
+        place: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A node of a cluster takes no statements.
     #[error(
         "the node of a cluster at `{place}` takes no statements: it has lost the others or is joining them; wait, or name another node"
@@ -152,6 +162,11 @@ impl OpenError {
                     source: cause,
                 },
                 code::NODE_NOT_READY => Self::NotReady { place },
+                // The server or the user's account requires it.
+                3159 => Self::Tls {
+                    place,
+                    source: cause,
+                },
                 1290 | 1792 | 1836 => Self::Unfit {
                     place,
                     obstacles: vec!["the server is read-only: name the primary server".to_owned()],
@@ -161,6 +176,10 @@ impl OpenError {
                     action,
                     source: cause,
                 },
+            },
+            error if is_about_tls(error) => Self::Tls {
+                place,
+                source: cause,
             },
             mysql_async::Error::Io(_) => Self::Unreachable {
                 place,
@@ -172,6 +191,20 @@ impl OpenError {
                 source: cause,
             },
         }
+    }
+}
+
+fn is_about_tls(error: &mysql_async::Error) -> bool {
+    match error {
+        mysql_async::Error::Driver(error) => {
+            matches!(error, mysql_async::DriverError::NoClientSslFlagFromServer)
+        }
+        mysql_async::Error::Io(mysql_async::IoError::Tls(_)) => true,
+        // What the handshake refuses, a certificate for instance.
+        mysql_async::Error::Io(mysql_async::IoError::Io(error)) => {
+            error.kind() == std::io::ErrorKind::InvalidData
+        }
+        _ => false,
     }
 }
 

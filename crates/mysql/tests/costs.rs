@@ -249,43 +249,44 @@ async fn claim_locks_what_it_returns_and_no_more() {
     let Counted {
         store,
         database,
-        proxy: _proxy,
+        proxy,
     } = counted().await;
     let messages: Vec<_> = (0..50).map(|number| to_client(number, CLIENT)).collect();
     store.store_messages(&messages, None).await.unwrap();
+    // The store's own claim, between the statement that locks and the next one.
+    let held = proxy.hold_on(&b"-- claim\n"[..]);
+    let claiming = tokio::spawn({
+        let store = store.clone();
+        async move {
+            store
+                .client_messages_for_processing(CLIENT, 10, None)
+                .await
+                .unwrap()
+        }
+    });
+    held.arrived().await;
     let mut other = database.connect().await;
-    run(
-        &mut other,
-        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
-    )
-    .await;
     run(&mut other, "START TRANSACTION").await;
-    // The claim's own statement, in a transaction that stays open.
-    let taken: Vec<Vec<u8>> = other
-        .query(
-            "SELECT message_id FROM pending_messages FORCE INDEX (fleethold_queue) \
-             WHERE fleethold_queue = CONCAT(x'0101010101010101', LEFT(UNHEX(SHA2('service', 256)), 8)) \
-             AND scheduled_time <= 100000000000 \
-             ORDER BY scheduled_time, message_id LIMIT 10 FOR UPDATE SKIP LOCKED",
-        )
+    let free: Vec<Vec<u8>> = other
+        .query("SELECT message_id FROM pending_messages FOR UPDATE SKIP LOCKED")
         .await
         .unwrap();
-    assert_eq!(taken.len(), 10);
-    let claimed = store
-        .client_messages_for_processing(CLIENT, 100, None)
-        .await
-        .unwrap();
-    assert_eq!(
-        claimed.len(),
-        40,
-        "all that are not taken, and nothing is waited for"
-    );
     run(&mut other, "ROLLBACK").await;
+    drop(held);
+    let claimed = claiming.await.unwrap();
+    println!(
+        "of 50 messages, a claim of 10 locks {} and returns {}",
+        50 - free.len(),
+        claimed.len()
+    );
+    assert_eq!(claimed.len(), 10);
+    assert_eq!(free.len(), 40, "what is not returned is not locked");
     let claimed = store
         .client_messages_for_processing(CLIENT, 100, None)
         .await
         .unwrap();
-    assert_eq!(claimed.len(), 10);
+    assert_eq!(claimed.len(), 40);
+    let _ = other.disconnect().await;
     store.close().await.unwrap();
 }
 

@@ -18,5 +18,5 @@ pub mod postgres;
 mod proxy;
 mod server;
 
-pub use proxy::{Cut, Proxy};
+pub use proxy::{Cut, Held, Proxy};
 pub use server::{Server, Shared};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 /// Where a connection is cut.
@@ -34,7 +34,32 @@ struct State {
     requests: u64,
     cut_at: Option<(u64, Cut)>,
     cut_on: Option<(Vec<u8>, Cut)>,
+    hold_on: Option<(Vec<u8>, Hold)>,
     refusing: bool,
+}
+
+/// What the holder of a request and its connection tell each other.
+#[derive(Clone, Debug, Default)]
+struct Hold {
+    arrived: Arc<Notify>,
+    released: Arc<Notify>,
+}
+
+/// A request that waits in the proxy; dropping this lets it go on.
+#[derive(Debug)]
+pub struct Held(Hold);
+
+impl Held {
+    /// Waits until the request is there.
+    pub async fn arrived(&self) {
+        self.0.arrived.notified().await;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.released.notify_one();
+    }
 }
 
 impl Proxy {
@@ -96,6 +121,13 @@ impl Proxy {
         self.state().cut_on = Some((bytes.into(), cut));
     }
 
+    /// Keeps back the next request that holds these bytes.
+    pub fn hold_on(&self, bytes: impl Into<Vec<u8>>) -> Held {
+        let hold = Hold::default();
+        self.state().hold_on = Some((bytes.into(), hold.clone()));
+        Held(hold)
+    }
+
     /// Returns whether a cut that was asked for is still to come; takes it back.
     pub fn take_back(&self) -> bool {
         let mut state = self.state();
@@ -127,6 +159,14 @@ impl Drop for Proxy {
 }
 
 impl State {
+    /// Returns who holds a request with these bytes.
+    fn hold(&mut self, bytes: &[u8]) -> Option<Hold> {
+        let held = self
+            .hold_on
+            .take_if(|(wanted, _)| bytes.windows(wanted.len()).any(|part| part == &wanted[..]));
+        held.map(|(_, hold)| hold)
+    }
+
     /// Counts a request whose first bytes are these, if it is a new one.
     fn cut(&mut self, new: bool, bytes: &[u8]) -> Option<Cut> {
         self.requests += u64::from(new);
@@ -156,6 +196,11 @@ async fn carry(mut client: TcpStream, target: SocketAddr, state: &Mutex<State>) 
                 let bytes = &from_client[..read?];
                 if bytes.is_empty() {
                     return Ok(());
+                }
+                let held = lock(state).hold(bytes);
+                if let Some(hold) = held {
+                    hold.arrived.notify_one();
+                    hold.released.notified().await;
                 }
                 match lock(state).cut(answered, bytes) {
                     Some(Cut::BeforeRequest) => return Ok(()),

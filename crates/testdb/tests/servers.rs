@@ -77,6 +77,13 @@ async fn proxy_counts_round_trips_and_cuts_before_and_after() {
         assert_eq!(requests.recv().await, Some(expected));
     }
 
+    let held = proxy.hold_on(*b"h");
+    let asking = tokio::spawn(async move { ask(address, b"h").await });
+    held.arrived().await;
+    assert!(requests.try_recv().is_err(), "it waits in the proxy");
+    drop(held);
+    assert!(asking.await.unwrap());
+
     proxy.refuse(true);
     assert!(!ask(address, b"f").await);
     proxy.refuse(false);
