@@ -4,10 +4,16 @@
 mod database;
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use database::{database, sql};
+use fleethold_proto::fleetspeak::server::GetPendingMessagesRequest;
+use fleethold_proto::fleetspeak::server::admin_client::AdminClient;
+use fleethold_proto::fleetspeak::{Address, Message};
 use support::{Serving, command, finish, run};
 
 #[test]
@@ -30,6 +36,128 @@ fn server_keeps_its_data_in_a_database_named_by_url() {
     assert_eq!(sizes["tables"]["files"], 1, "{sizes}");
     let checked = run(["store", "check", "--store", &database.url, "--json"]);
     assert_eq!(checked.json(), serde_json::json!([]));
+}
+
+/// Inserts messages for a client until the server ends; returns how many were
+/// answered with success. Tells when there are some.
+#[tokio::main(flavor = "current_thread")]
+async fn insert(admin: String, first: u64, some: Sender<()>) -> u64 {
+    let admin = AdminClient::connect(format!("http://{admin}")).await;
+    let mut admin = admin.expect("an admin interface");
+    for number in 0..100_000 {
+        let mut id = [7; 32];
+        id[24..].copy_from_slice(&(first + number).to_be_bytes());
+        let message = Message {
+            message_id: id.to_vec().into(),
+            source: Some(Address {
+                service_name: "hello".into(),
+                ..Address::default()
+            }),
+            destination: Some(Address {
+                client_id: CLIENT.to_vec().into(),
+                service_name: "hello".into(),
+            }),
+            ..Message::default()
+        };
+        if admin.insert_message(message).await.is_err() {
+            return number;
+        }
+        if number == 50 {
+            some.send(()).expect("somebody waits");
+        }
+    }
+    panic!("the server does not end");
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn pending(admin: &str) -> BTreeSet<u64> {
+    let mut admin = AdminClient::connect(format!("http://{admin}"))
+        .await
+        .unwrap();
+    let request = GetPendingMessagesRequest {
+        client_ids: vec![CLIENT.to_vec().into()],
+        ..GetPendingMessagesRequest::default()
+    };
+    let found = admin.get_pending_messages(request).await.unwrap();
+    let numbers = found.into_inner().messages.into_iter().map(|message| {
+        let end = message.message_id[24..].try_into().expect("eight bytes");
+        u64::from_be_bytes(end)
+    });
+    numbers.collect()
+}
+
+const CLIENT: [u8; 8] = [1; 8];
+
+#[test]
+fn server_that_is_killed_again_and_again_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let database = database("killed");
+    let start = || Serving::start_with(&data, &["--store", &database.url]);
+    start().stop();
+    sql(
+        &database.url,
+        &[
+            "INSERT INTO clients (client_id, client_key, blacklisted, last_contact_time) \
+           VALUES (x'0101010101010101', '', 0, 1)",
+        ],
+    );
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..5 {
+        let server = start();
+        let first = round * 1_000_000;
+        let (some, are_there) = channel();
+        let admin = server.admin().to_owned();
+        let inserting = std::thread::spawn(move || insert(admin, first, some));
+        are_there
+            .recv_timeout(Duration::from_secs(60))
+            .expect("messages are acknowledged");
+        server.signal("KILL");
+        let count = inserting.join().unwrap();
+        acknowledged.extend(first..first + count);
+        drop(server);
+    }
+    let server = start();
+    let found = pending(server.admin());
+    server.stop();
+    let lost: Vec<_> = acknowledged.difference(&found).collect();
+    assert!(lost.is_empty(), "{lost:?} of {}", acknowledged.len());
+    // The one under way at each kill may be there or not.
+    assert!(found.len() <= acknowledged.len() + 5, "{}", found.len());
+}
+
+#[test]
+fn store_that_cannot_be_used_is_one_clear_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database("refused");
+    for (url, status, problem) in [
+        (
+            database.url.replace(":fleethold@", ":sesame@"),
+            1,
+            "refuses user `fleethold`; check name, password",
+        ),
+        (format!("{}_none", database.url), 1, "CREATE DATABASE"),
+        (
+            database.url.replace("/fleethold_cli", "?x/fleethold_cli"),
+            2,
+            "write mysql://USER:PASSWORD@HOST:PORT/DATABASE",
+        ),
+        (
+            "mysql://fleethold:sesame@127.0.0.1:1,127.0.0.1:2/fleet".to_owned(),
+            75,
+            "cannot reach the database server",
+        ),
+    ] {
+        let data = dir.path().join("data");
+        let mut command = command();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--store", &url]);
+        command
+            .args(["--admin-listen", "127.0.0.1:0", "--data-dir"])
+            .arg(data);
+        let text = finish(&mut command).failure(status);
+        assert!(text.contains(problem), "{url}: {text}");
+        assert!(!text.contains("sesame"), "{text}");
+    }
 }
 
 fn file(dir: &Path) -> std::path::PathBuf {
