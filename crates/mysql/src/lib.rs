@@ -94,7 +94,8 @@ pub struct MysqlOptions {
     pub takeover: Takeover,
     /// How long a connection may take; 5 s.
     pub connect_timeout: Duration,
-    /// How long one round trip may take; 30 s.
+    /// How long one round trip may take; a call that has taken so long begins no
+    /// further attempt; 30 s.
     pub statement_timeout: Duration,
     /// How long the delays between attempts may be together; 5 s.
     pub retry_for: Duration,

@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Params, Row};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Failure, Verdict, Worked, code};
 use crate::pool::{Lease, Pool};
@@ -176,6 +176,7 @@ impl Attempts {
         F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>>,
     {
         let mut backoff = Backoff::new(&self.context.random, self.times.retry_for);
+        let began = Instant::now();
         let mut replayed = false;
         loop {
             let failure = match self.pool.lease().await {
@@ -213,7 +214,9 @@ impl Attempts {
             };
             let is_final = matches!(failure.verdict(), Verdict::Final(..));
             let counts_twice = replayed && self.replay == Replay::Unsafe;
-            let may_repeat = !(is_final || counts_twice || self.call.is_abandoned());
+            // A database that answers nothing is not asked for ever.
+            let is_late = began.elapsed() >= self.times.statement_timeout;
+            let may_repeat = !(is_final || counts_twice || is_late || self.call.is_abandoned());
             match backoff.next_delay() {
                 Some(delay) if may_repeat => {
                     let cause = failure.into_error(self.operation, outcome);

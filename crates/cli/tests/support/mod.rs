@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -208,6 +210,14 @@ impl Serving {
     /// Sends a signal, for example `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         send_signal(self.child.id(), name);
+    }
+
+    /// Takes its messages off its hands: a server that nobody listens to stops
+    /// when the pipe is full.
+    pub(crate) fn drain(&self) {
+        let messages = self.stderr.get_ref().as_fd().try_clone_to_owned();
+        let mut messages = File::from(messages.expect("it is piped"));
+        std::thread::spawn(move || std::io::copy(&mut messages, &mut std::io::sink()));
     }
 
     /// Waits for a line of its messages that contains `text`.
