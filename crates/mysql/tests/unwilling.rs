@@ -4,6 +4,7 @@ mod bed;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bed::load::{client, contact, id, message, recovery};
 use bed::{Database, connect, options, run};
@@ -63,6 +64,10 @@ async fn server_without_connections_or_writes_is_used_again_when_it_has_them() {
     }
     for connection in of_store {
         run(&mut admin, &format!("KILL CONNECTION {connection}")).await;
+        let left = format!("SELECT 1 FROM information_schema.processlist WHERE id = {connection}");
+        while admin.query_first::<u64, _>(&left).await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
     // Takes the places of the store's connections, too.
     while let Ok(other) = mysql_async::Conn::new(opts.clone()).await {
