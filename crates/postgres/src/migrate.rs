@@ -4,6 +4,7 @@
 //! A migration is a list of statements, each of which can run again. They run
 //! one by one, not in a transaction: not every engine can change a schema in
 //! one. Servers that start at the same time wait for each other on one row.
+//! Nothing is prepared: a pooler may lend each statement another connection.
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::{OpenError, is_lost};
 use crate::pool::Connections;
+use crate::query::{INT, TEXT};
 
 struct Migration {
     version: i32,
@@ -179,7 +181,7 @@ impl Place {
     /// Refuses a database that cannot be used, before anything is changed.
     async fn check(&self, client: &Client) -> Result<(), OpenError> {
         let row = client
-            .query_one(CHECK, &[])
+            .query_typed_one(CHECK, &[])
             .await
             .map_err(|error| self.failed(error))?;
         let database = self.database.clone();
@@ -197,7 +199,7 @@ impl Place {
             return Ok(());
         }
         let table = client
-            .query_opt(ANY_TABLE, &[])
+            .query_typed_opt(ANY_TABLE, &[])
             .await
             .map_err(|error| self.failed(error))?;
         match table {
@@ -212,7 +214,7 @@ impl Place {
 
     /// Returns whether a server of ours has begun with the schema.
     async fn is_ours(&self, client: &Client) -> Result<bool, OpenError> {
-        let row = client.query_one(CHECK, &[]).await;
+        let row = client.query_typed_one(CHECK, &[]).await;
         Ok(row.map_err(|error| self.failed(error))?.get(2))
     }
 
@@ -222,7 +224,7 @@ impl Place {
             return Ok(Vec::new());
         }
         let rows = client
-            .query(APPLIED, &[])
+            .query_typed(APPLIED, &[])
             .await
             .map_err(|error| self.failed(error))?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
@@ -274,10 +276,12 @@ impl Place {
                 .await
                 .map_err(|error| self.failed(error))?;
         }
-        let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-            &[&migration.version, &checksum(migration.sql)];
+        let checksum = checksum(migration.sql);
         client
-            .execute(NOTE_APPLIED, values)
+            .execute_typed(
+                NOTE_APPLIED,
+                &[(&migration.version, INT), (&checksum, TEXT)],
+            )
             .await
             .map_err(|error| self.failed(error))?;
         tracing::info!(version = migration.version, "migrated the database");
@@ -286,7 +290,7 @@ impl Place {
 
     async fn check_rights(&self, client: &Client) -> Result<(), OpenError> {
         let row = client
-            .query_one(MAY_ALL, &[])
+            .query_typed_one(MAY_ALL, &[])
             .await
             .map_err(|error| self.failed(error))?;
         if row.get(0) {

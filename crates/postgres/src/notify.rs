@@ -17,6 +17,7 @@ use tokio_postgres::AsyncMessage;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::pool::Connections;
+use crate::query::TEXT;
 
 /// Hints that wait to be sent; more are dropped.
 const WAITING: usize = 10_000;
@@ -147,7 +148,7 @@ async fn serve(
         for client in clients.drain(..) {
             payload.push_str(&client.to_string());
         }
-        client.execute(NOTIFY, &[&payload]).await?;
+        client.execute_typed(NOTIFY, &[(&payload, TEXT)]).await?;
     }
 }
 

@@ -15,7 +15,7 @@ use fleethold_store::{
 };
 use fleethold_testdb::Proxy;
 use fleethold_testdb::postgres::{self, Postgres};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 /// Begins the names of all databases made here.
 const PREFIX: &str = "fleethold_test_";
@@ -151,9 +151,13 @@ impl Drop for Database {
 /// Returns the name of a database with the current schema that nobody uses; also
 /// drops what ended processes left.
 async fn template(admin: &Client, server_url: &str) -> String {
-    let schema = include_str!("../../migrations/0001_initial.sql");
+    let schema = [
+        include_str!("../../migrations/0001_initial.sql"),
+        include_str!("../../migrations/0002_leases.sql"),
+    ];
     let hash = schema
-        .bytes()
+        .iter()
+        .flat_map(|migration| migration.bytes())
         .fold(14_695_981_039_346_656_037_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(1_099_511_628_211)
         });
@@ -163,8 +167,16 @@ async fn template(admin: &Client, server_url: &str) -> String {
         .await
         .expect("a lock");
     let sql = "SELECT datname::text FROM pg_database WHERE datname::text LIKE 'fleethold\\_%'";
-    let rows = admin.query(sql, &[]).await.expect("the list of databases");
-    let databases: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    // Nothing is prepared, so that a pooler may be in between.
+    let found = admin.simple_query(sql).await;
+    let databases: Vec<String> = found
+        .expect("the list of databases")
+        .iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+        .collect();
     for left in databases
         .iter()
         .filter_map(|database| database.strip_prefix(PREFIX))
