@@ -199,7 +199,7 @@ fn setup(options: &MysqlOptions, isolation: Option<Isolation>, is_cluster: bool)
     format!(
         "SET NAMES utf8mb4; \
          SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
-         SESSION autocommit = 1, SESSION innodb_lock_wait_timeout = {lock_wait_seconds}, \
+         SESSION autocommit = 1, SESSION time_zone = '+00:00', SESSION innodb_lock_wait_timeout = {lock_wait_seconds}, \
          SESSION lock_wait_timeout = {lock_wait_seconds}{cluster}; \
          SET SESSION TRANSACTION ISOLATION LEVEL {isolation}{ready}"
     )

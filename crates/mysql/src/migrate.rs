@@ -26,7 +26,8 @@ pub enum Takeover {
     Widen,
 }
 
-/// Why a database could not be opened. Nothing in it was changed.
+/// Why a database could not be opened. Nothing in it was changed, or, when a
+/// right was missing or a table was busy half way, only additions were made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {

@@ -179,10 +179,28 @@ impl Lease {
     /// Closes a connection that broke. Others that are idle broke with it, as
     /// far as is known: the next calls make new ones.
     pub(crate) fn lost(self) {
+        drop(self.lose());
+    }
+
+    /// Does the same with a connection to a node that takes connections but
+    /// does not work; the next calls try another node first.
+    pub(crate) fn avoid(self) {
+        let lost = self.lose();
+        // Only the first of the calls that fail together.
+        if lost.is_some() {
+            let ways = self.pool.ways.len();
+            let way = self.pool.way.load(Ordering::Relaxed);
+            self.pool.way.store((way + 1) % ways, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the idle connections unless a call before has taken them.
+    fn lose(&self) -> Option<Vec<(Conn, Instant)>> {
         let mut idle = self.pool.idle();
-        idle.generation += 1;
-        let lost = std::mem::take(&mut idle.connections);
-        drop(idle);
-        drop(lost);
+        let is_first = idle.generation == self.generation;
+        is_first.then(|| {
+            idle.generation += 1;
+            std::mem::take(&mut idle.connections)
+        })
     }
 }

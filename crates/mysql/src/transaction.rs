@@ -378,8 +378,12 @@ impl Tx {
         match failure.verdict() {
             // Others to the same server fare no better, and there may be another server.
             Verdict::Lost | Verdict::Unwilling(_) => {
-                if let Some(lease) = self.lease.take() {
-                    lease.lost();
+                let is_of_no_use =
+                    matches!(failure, Failure::Late) || failure.verdict() != Verdict::Lost;
+                match self.lease.take() {
+                    Some(lease) if is_of_no_use => lease.avoid(),
+                    Some(lease) => lease.lost(),
+                    None => {}
                 }
             }
             Verdict::Conflict | Verdict::Final(..) => {

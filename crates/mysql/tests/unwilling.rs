@@ -89,6 +89,41 @@ async fn server_without_connections_or_writes_is_used_again_when_it_has_them() {
 }
 
 #[tokio::test]
+async fn host_that_only_reads_is_left_for_the_next_one() {
+    let servers = [0, 1].map(|_| mariadb::private(&[]).expect("a database server"));
+    let mut hosts = Vec::new();
+    for server in &servers {
+        let url = mariadb::url(server.port());
+        let mut admin = connect(&format!("{url}/")).await;
+        for sql in [
+            "CREATE DATABASE fleet",
+            "CREATE USER plain@'127.0.0.1' IDENTIFIED BY 'plain'",
+            "GRANT ALL ON fleet.* TO plain@'127.0.0.1'",
+        ] {
+            run(&mut admin, sql).await;
+        }
+        let store = open(&format!("{url}/fleet"), options()).await.unwrap();
+        store.close().await.unwrap();
+        hosts.push((format!("127.0.0.1:{}", server.port()), admin));
+    }
+    let both = format!("mysql://plain:plain@{},{}/fleet", hosts[0].0, hosts[1].0);
+    let store = open(&both, options()).await.expect("it can be opened");
+    let new = [message(1, client(1))];
+    store.store_messages(&new, None).await.unwrap();
+
+    run(&mut hosts[0].1, "SET GLOBAL read_only = 1").await;
+    let new = [message(2, client(1))];
+    let stored = store.store_messages(&new, None).await;
+    stored.expect("the next host takes it");
+    let pending = store.get_pending_message_count(&[client(1)]).await.unwrap();
+    assert_eq!(pending, 1, "these two hosts do not replicate each other");
+    for (_, admin) in hosts {
+        admin.disconnect().await.unwrap();
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn messages_are_kept_when_contacts_have_no_number_left() {
     let database = Database::make().await;
     let store = open(&database.url(), options()).await.unwrap();

@@ -37,10 +37,11 @@ pub(super) fn begins_links(before: Option<&Progress>) -> bool {
     before.is_some_and(|before| before.table == Some(Table::Links) && before.cursor.is_none())
 }
 
-/// Whether the page after `before` is the last one of links.
+/// Whether the index of [`add_index`] is of no use after this page; at the end
+/// of the copy once more, in case that a copy was interrupted in between.
 pub(super) fn ends_links(before: Option<&Progress>, after: &Progress) -> bool {
-    before.is_some_and(|before| before.table == Some(Table::Links))
-        && after.table != Some(Table::Links)
+    let was_at_links = before.is_some_and(|before| before.table == Some(Table::Links));
+    (was_at_links && after.table != Some(Table::Links)) || after.table.is_none()
 }
 
 /// Adds the index that leads from the key of a contact to its number. Without
