@@ -217,6 +217,10 @@ async fn servers_lose_nothing_and_repeat_nothing_when_nodes_die_and_are_cut_off(
     let [_, second, third] = &nodes[..] else {
         panic!("three nodes");
     };
+    // They take connections before they take statements.
+    for node in &nodes {
+        joined(node, "3").await;
+    }
     run(third, "CREATE DATABASE fleet CHARACTER SET utf8mb4").await;
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new();

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use bed::Mysql;
+use bed::cluster::all_joined;
 use fleethold_conformance::Harness;
 use fleethold_mysql::{Isolation, Takeover};
 use fleethold_testdb::galera;
@@ -28,6 +29,8 @@ fn main() -> ExitCode {
         arguments.exact = false;
     }
     let cluster = galera::start_fast(3).expect("a cluster that starts");
+    let nodes = cluster.urls();
+    bed::apart(move || async move { all_joined(&nodes).await });
     let mut committed = Mysql::at("galera", Isolation::ReadCommitted);
     committed.options.takeover = Takeover::Widen;
     let others = [

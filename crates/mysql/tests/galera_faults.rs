@@ -10,8 +10,9 @@ mod bed;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use bed::cluster::{all_joined, joined, status};
 use bed::load::{
     Progress, broadcast, claims, client, contact, found, id, load, message, recovery, success,
 };
@@ -22,8 +23,8 @@ use fleethold_store::{
     MessageStore, Random, Store,
 };
 use fleethold_testdb::galera;
+use mysql_async::Value;
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Opts, Value};
 
 /// Opens a store whose ways to the database are these nodes, in this order.
 async fn open(database: &Database, clock: &Arc<ManualClock>, nodes: &[&String]) -> MysqlStore {
@@ -47,41 +48,6 @@ async fn open(database: &Database, clock: &Arc<ManualClock>, nodes: &[&String]) 
     .expect("the database can be opened")
 }
 
-async fn status(connection: &mut Conn, name: &str) -> mysql_async::Result<String> {
-    let row: Option<(String, String)> = connection
-        .query_first(format!("SHOW GLOBAL STATUS LIKE '{name}'"))
-        .await?;
-    Ok(row.expect("a cluster").1)
-}
-
-/// Waits until a node belongs to a cluster of so many nodes and takes
-/// statements; returns how long that took.
-async fn joined(node: &str, size: &str) -> Duration {
-    let began = Instant::now();
-    let url = format!("{node}/");
-    // A node that is joining may refuse everything.
-    while !matches!(is_member(&url, size).await, Ok(true)) {
-        assert!(began.elapsed() < Duration::from_secs(60), "{node}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    began.elapsed()
-}
-
-async fn is_member(url: &str, size: &str) -> mysql_async::Result<bool> {
-    let mut connection = Conn::new(Opts::from_url(url)?).await?;
-    let mut is = true;
-    for (name, value) in [
-        ("wsrep_cluster_status", "Primary"),
-        ("wsrep_cluster_size", size),
-        ("wsrep_ready", "ON"),
-        ("wsrep_local_state_comment", "Synced"),
-    ] {
-        is &= status(&mut connection, name).await? == value;
-    }
-    connection.disconnect().await?;
-    Ok(is)
-}
-
 async fn set_provider(node: &str, option: &str) {
     let mut connection = connect(&format!("{node}/")).await;
     let set = format!("SET GLOBAL wsrep_provider_options = '{option}'");
@@ -98,6 +64,7 @@ async fn nothing_is_lost_or_handed_out_twice_when_a_node_dies_and_another_is_cut
     let [first, second, third] = &nodes[..] else {
         panic!("three nodes");
     };
+    all_joined(&nodes).await;
     let database = Database::make_on(third).await;
     // Nothing is due a second time before the test ends.
     let clock = Arc::new(ManualClock::at(100_000));
@@ -181,6 +148,7 @@ async fn nothing_is_lost_or_handed_out_twice_when_a_node_dies_and_another_is_cut
 async fn commits_decide_what_locks_of_one_node_cannot() {
     let cluster = tokio::task::block_in_place(|| galera::start_fast(3)).expect("a cluster");
     let nodes = cluster.urls();
+    all_joined(&nodes).await;
     let database = Database::make_on(&nodes[0]).await;
     let clock = Arc::new(ManualClock::at(100_000));
     let mut stores = Vec::new();

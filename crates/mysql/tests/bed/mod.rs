@@ -1,6 +1,7 @@
 //! A database of its own on the server that tests share, or on one of its own.
 #![allow(dead_code, reason = "each test target uses its part")]
 
+pub(crate) mod cluster;
 pub(crate) mod load;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
