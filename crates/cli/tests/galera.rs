@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use agent::{Agent, Authority, acknowledgement, message, post};
 use fleethold_proto::fleetspeak::components::{AdminConfig, Config, HttpsConfig};
-use fleethold_proto::fleetspeak::server::GetPendingMessagesRequest;
 use fleethold_proto::fleetspeak::server::admin_client::AdminClient;
 use fleethold_proto::fleetspeak::{Address, ContactData, Message};
 use fleethold_proto::{pack, text};
@@ -319,20 +318,15 @@ async fn servers_lose_nothing_and_repeat_nothing_when_nodes_die_and_are_cut_off(
         received.extend(polling.await.unwrap());
     }
     // An answer that an agent did not get: its messages come again after the lease.
-    let leased = one
-        .clone()
-        .get_pending_messages(GetPendingMessagesRequest {
-            client_ids: clients.iter().map(|client| client.to_bytes()).collect(),
-            ..GetPendingMessagesRequest::default()
-        })
+    let mut connection = Conn::new(Opts::from_url(&format!("{third}/fleet")).unwrap())
         .await
-        .unwrap()
-        .into_inner();
-    let leased: Vec<_> = leased
-        .messages
-        .iter()
-        .map(|m| m.message_id.to_vec())
-        .collect();
+        .unwrap();
+    let wait = "SET SESSION wsrep_sync_wait = 1";
+    connection.query_drop(wait).await.unwrap();
+    let handed_out =
+        "SELECT message_id FROM pending_messages WHERE NOT for_server AND retry_count > 0";
+    let leased: Vec<Vec<u8>> = connection.query(handed_out).await.unwrap();
+    connection.disconnect().await.unwrap();
     println!(
         "{} messages acknowledged, {} received, {} leased",
         inserted.len(),
