@@ -9,6 +9,7 @@ mod cost;
 mod databases;
 mod document;
 mod echo;
+mod fleet;
 mod floors;
 mod sizing;
 mod systems;
@@ -53,14 +54,16 @@ pub struct Size {
     pub broadcast_limit: Duration,
     /// How long messages are stored to see what they take on disk.
     pub disk: Duration,
-    /// Agents of the large runs; none: no large runs.
-    pub large: Option<u32>,
+    /// Agents of the large runs.
+    pub large: u32,
+    /// How long a whole fleet is simulated.
+    pub fleet: Duration,
     /// When no further turn is begun.
     pub limit: Duration,
 }
 
 impl Size {
-    /// What docs/benchmarks.md shows; about twelve minutes with all systems.
+    /// What docs/benchmarks.md shows; about sixteen minutes with all systems.
     pub const FULL: Self = Self {
         name: "full",
         repetitions: 3,
@@ -71,7 +74,8 @@ impl Size {
         backlog: (40, 100),
         broadcast_limit: Duration::from_secs(90),
         disk: Duration::from_secs(8),
-        large: Some(10_000),
+        large: 10_000,
+        fleet: Duration::from_secs(30),
         limit: Duration::from_secs(25 * 60),
     };
 
@@ -86,7 +90,8 @@ impl Size {
         backlog: (4, 25),
         broadcast_limit: Duration::from_secs(3),
         disk: Duration::from_millis(500),
-        large: None,
+        large: 20,
+        fleet: Duration::from_secs(1),
         limit: Duration::from_secs(5 * 60),
     };
 }
@@ -116,6 +121,8 @@ pub struct Comparison {
     samples: BTreeMap<(Work, System), Vec<f64>>,
     /// Distributions of latencies of the last repetition, for plots.
     curves: BTreeMap<(&'static str, System), Vec<(f64, f64)>>,
+    /// What happened in the large fleet.
+    fleets: BTreeMap<System, fleet::Events>,
     /// What went wrong, and what was not measured.
     pub notes: Vec<String>,
     /// All runs, raw.
@@ -181,6 +188,7 @@ pub async fn run(options: &Options) -> Result<Comparison> {
         floors,
         samples: BTreeMap::new(),
         curves: BTreeMap::new(),
+        fleets: BTreeMap::new(),
         notes: Vec::new(),
         runs: Vec::new(),
         seconds: 0.0,
@@ -228,6 +236,7 @@ impl Comparison {
             "systems": self.systems.iter().map(|system| system.title()).collect::<Vec<_>>(),
             "floors": floors,
             "works": works,
+            "sizing_checks": self.sizing_checks(),
             "notes": self.notes,
             "runs": self.runs,
         })

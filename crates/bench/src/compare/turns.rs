@@ -8,18 +8,14 @@ use serde_json::json;
 use super::systems::{BATCH, Bed, NOOP, Programs, System};
 use super::works::Work;
 use super::{Comparison, Options};
-use crate::load::{
-    Bench, Broadcast, Deliver, Http, Ingest, Mixed, Mode, Poll, Report, SERVICE, Stream,
-};
+use crate::load::{Bench, Broadcast, Deliver, Http, Ingest, Mode, Poll, Report, SERVICE, Stream};
 
 /// Pushes per second to waiting streams.
 const PUSHES_PER_SECOND: f64 = 40.0;
-/// How long a fleet is simulated.
-const FLEET_TIME: Duration = Duration::from_secs(15);
 /// How often polling agents ask for a broadcast.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// The payload of small messages.
-const SMALL: usize = 100;
+pub(super) const SMALL: usize = 100;
 
 /// Works through all modes on a system with empty data.
 pub(super) async fn turn(
@@ -62,18 +58,17 @@ pub(super) async fn once(
     if let Err(error) = Box::pin(turn.broadcasts(programs)).await {
         turn.note(&format!("broadcast: {error:#}"));
     }
-    if let Some(agents) = options.size.large
-        && system != System::Stock
-        && let Err(error) = Box::pin(turn.large(programs, agents)).await
+    if system != System::Stock
+        && let Err(error) = Box::pin(turn.fleet(programs)).await
     {
         turn.note(&format!("large fleet: {error:#}"));
     }
 }
 
-struct Turn<'a> {
-    comparison: &'a mut Comparison,
-    options: &'a Options,
-    system: System,
+pub(super) struct Turn<'a> {
+    pub(super) comparison: &'a mut Comparison,
+    pub(super) options: &'a Options,
+    pub(super) system: System,
     about: String,
     repetition: u32,
 }
@@ -276,40 +271,8 @@ impl Turn<'_> {
         running.stop().await
     }
 
-    /// A broadcast to many streams, and a fleet as large.
-    async fn large(&mut self, programs: &Programs, agents: u32) -> Result<()> {
-        let bed = Bed::make(self.system, programs).await?;
-        let running = bed.start().await?;
-        let mut bench = bed.connect(&running).await?;
-        bench.settings.agents = agents;
-        bench.settings.duration = self.options.size.broadcast_limit / 2;
-        let broadcast = Mode::Broadcast(Broadcast {
-            limit: None,
-            poll_every: None,
-        });
-        if let Some(report) = self.run(&mut bench, &broadcast).await {
-            self.seconds(Work::BroadcastLarge, &report);
-        }
-        bench.settings.duration = FLEET_TIME;
-        let mixed = Mode::Mixed(Mixed {
-            streaming: 0.5,
-            poll_every: Duration::from_secs(300),
-            up_per_hour: 60.0,
-            down_per_hour: 6.0,
-            payload_bytes: SMALL,
-        });
-        if let Some(report) = self.run(&mut bench, &mixed).await {
-            self.figure(Work::MixedCpu, &report, "cpu_percent_while_working");
-            if let Some(latencies) = report.latency("message_at_service") {
-                self.add(Work::MixedArrivalP99, latencies.percentile_ms(99.0));
-            }
-        }
-        drop(bench);
-        running.stop().await
-    }
-
     /// Runs a mode; what goes wrong is noted.
-    async fn run(&mut self, bench: &mut Bench, mode: &Mode) -> Option<Report> {
+    pub(super) async fn run(&mut self, bench: &mut Bench, mode: &Mode) -> Option<Report> {
         (self.options.progress)(&format!("{}: {}", self.about, mode.name()));
         let report = match bench.run(mode).await {
             Ok(report) => report,
@@ -353,32 +316,36 @@ impl Turn<'_> {
         self.comparison.notes.push(note);
     }
 
-    fn add(&mut self, work: Work, value: f64) {
+    pub(super) fn add(&mut self, work: Work, value: f64) {
         self.comparison.add(work, self.system, value);
     }
 
-    fn figure(&mut self, work: Work, report: &Report, name: &str) {
+    pub(super) fn figure(&mut self, work: Work, report: &Report, name: &str) {
         if let Some(value) = report.figure(name) {
             self.add(work, value);
         }
     }
 
-    fn seconds(&mut self, work: Work, report: &Report) {
+    pub(super) fn seconds(&mut self, work: Work, report: &Report) {
         if let Some(value) = report.figure("all_ms") {
             self.add(work, value / 1e3);
         }
     }
 
     /// Adds the processor time of server and database for each operation.
-    fn cpu(&mut self, work: Work, report: &Report, operations: &str) {
-        let used = report
-            .processes
-            .iter()
-            .filter(|process| process.name != "generator");
-        let used: f64 = used.map(|process| process.cpu_seconds).sum();
+    pub(super) fn cpu(&mut self, work: Work, report: &Report, operations: &str) {
         let count = report.figure(operations).unwrap_or(0.0);
         if count > 0.0 {
-            self.add(work, used / count * 1e6);
+            self.add(work, cpu_seconds(report) / count * 1e6);
         }
     }
+}
+
+/// Returns the processor time of server and database.
+pub(super) fn cpu_seconds(report: &Report) -> f64 {
+    let used = report
+        .processes
+        .iter()
+        .filter(|process| process.name != "generator");
+    used.map(|process| process.cpu_seconds).sum()
 }

@@ -30,6 +30,12 @@ pub(crate) enum Work {
     CpuUp100,
     CpuDown,
     Memory,
+    FleetContact,
+    FleetHandshake,
+    FleetUp,
+    FleetDown,
+    FleetBroadcast,
+    FleetStream,
     MixedCpu,
     MixedArrivalP99,
 }
@@ -47,7 +53,7 @@ pub(crate) enum Wanted {
 
 impl Work {
     /// The works with rows in the table of results.
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 35] = [
         Self::Poll,
         Self::PollHandshake,
         Self::Enroll,
@@ -75,6 +81,12 @@ impl Work {
         Self::CpuUp100,
         Self::CpuDown,
         Self::Memory,
+        Self::FleetContact,
+        Self::FleetHandshake,
+        Self::FleetUp,
+        Self::FleetDown,
+        Self::FleetBroadcast,
+        Self::FleetStream,
         Self::MixedCpu,
         Self::MixedArrivalP99,
     ];
@@ -122,6 +134,16 @@ impl Work {
             Self::CpuUp100 => "CPU per message from an agent, 100 per contact",
             Self::CpuDown => "CPU per message to an agent from a backlog",
             Self::Memory => "peak memory of the server after all this",
+            Self::FleetContact => "fleet of 10,000, little to do: CPU per idle poll",
+            Self::FleetHandshake => {
+                "fleet of 10,000, little to do: CPU per idle poll with handshake"
+            }
+            Self::FleetUp => "fleet of 10,000, little to do: CPU per message on a stream to GRPC",
+            Self::FleetDown => {
+                "fleet of 10,000, little to do: CPU per message inserted, pushed, acknowledged"
+            }
+            Self::FleetBroadcast => "fleet of 10,000: CPU per agent that a broadcast reaches",
+            Self::FleetStream => "fleet of 10,000: CPU per idle stream and second",
             Self::MixedCpu => "fleet of 10,000: CPU of server and database",
             Self::MixedArrivalP99 => "fleet of 10,000: message at the service, p99",
         }
@@ -145,9 +167,17 @@ impl Work {
             Self::Broadcast | Self::BroadcastLimited | Self::BroadcastLarge => "s",
             Self::BroadcastReached => "agents",
             Self::DiskMessage | Self::DiskPoll => "bytes",
-            Self::CpuPoll | Self::CpuHandshake | Self::CpuUp1 | Self::CpuUp100 | Self::CpuDown => {
-                "µs"
-            }
+            Self::CpuPoll
+            | Self::CpuHandshake
+            | Self::CpuUp1
+            | Self::CpuUp100
+            | Self::CpuDown
+            | Self::FleetContact
+            | Self::FleetHandshake
+            | Self::FleetUp
+            | Self::FleetDown
+            | Self::FleetBroadcast
+            | Self::FleetStream => "µs",
             Self::Memory => "MiB",
             Self::MixedCpu => "% of a core",
         }

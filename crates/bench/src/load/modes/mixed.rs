@@ -105,13 +105,23 @@ pub(super) async fn run(
         never = snapshot => never,
     };
     sent?;
+    let down_totals = down
+        .settle(SETTLE.max(mixed.poll_every.min(duration)))
+        .await;
+    // What is still under way when the last message is sent is work, too.
     let worked = start.elapsed().as_secs_f64();
     let used = run.watch.read().0;
     let used = used.iter().filter(|process| process.name != "generator");
     let cpu_seconds: f64 = used.map(|process| process.cpu_seconds).sum();
-    let down_totals = down
-        .settle(SETTLE.max(mixed.poll_every.min(duration)))
-        .await;
+    let events = [
+        ("worked_seconds", worked),
+        ("contacts", (inbox.polls.count() + inbox.records()) as f64),
+        ("handshakes", inbox.handshakes() as f64),
+        ("messages_up", up.totals().accepted as f64),
+        ("messages_down", down_totals.arrived as f64),
+        ("broadcast_messages", inbox.count_of(&message_type) as f64),
+        ("streams", streaming as f64),
+    ];
     receivers.stop().await;
     let up_totals = up.settle(SETTLE).await;
     let arrivals = inbox.arrivals_of(&message_type);
@@ -133,11 +143,13 @@ pub(super) async fn run(
     let mut report = run.end("message_accepted", Vec::new());
     if report.processes.len() > 1 {
         figures.push(("cpu_percent_while_working", cpu_seconds / worked * 100.0));
+        figures.push(("cpu_seconds_while_working", cpu_seconds));
     }
     figures.push((
         "bytes_grown_per_message",
         report.bytes_grown as f64 / (messages as f64).max(1.0),
     ));
+    figures.extend(events);
     report.figures = figures;
     report.latencies.extend([
         ("message_at_service", at_service.latencies()),

@@ -40,6 +40,8 @@ pub(super) struct Inbox {
     broadcasts: Mutex<BTreeMap<String, Vec<(u32, Instant)>>>,
     acknowledged: AtomicU64,
     reconnects: AtomicU64,
+    handshakes: AtomicU64,
+    records: AtomicU64,
 }
 
 /// What each agent sends of its own.
@@ -67,6 +69,8 @@ impl Inbox {
             broadcasts: Mutex::default(),
             acknowledged: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
+            handshakes: AtomicU64::new(0),
+            records: AtomicU64::new(0),
         })
     }
 
@@ -109,6 +113,16 @@ impl Inbox {
     /// Returns how often agents opened a stream again.
     pub(super) fn reconnects(&self) -> u64 {
         self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// Returns for how many polls a connection was made.
+    pub(super) fn handshakes(&self) -> u64 {
+        self.handshakes.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many records agents sent on open streams.
+    pub(super) fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
     }
 
     fn broadcasts(&self) -> MutexGuard<'_, BTreeMap<String, Vec<(u32, Instant)>>> {
@@ -325,6 +339,7 @@ impl Streaming {
         }
         let processed = ids.len() as u64;
         self.outstanding.push_back(None);
+        self.inbox.records.fetch_add(1, Ordering::Relaxed);
         let acknowledgement = self.agent.acknowledge(ids);
         self.agent
             .send_record(stream, acknowledgement, processed)
@@ -336,6 +351,7 @@ impl Streaming {
             return Ok(());
         };
         self.outstanding.push_back(Some(sent));
+        self.inbox.records.fetch_add(1, Ordering::Relaxed);
         self.agent.send_record(stream, vec![message], 0).await
     }
 }
@@ -366,6 +382,9 @@ impl Polling {
                 messages.push(message);
                 sent
             });
+            if self.line.connection.is_none() {
+                self.inbox.handshakes.fetch_add(1, Ordering::Relaxed);
+            }
             match self.line.poll(messages).await {
                 Ok(answer) => {
                     self.inbox.polls.record(agent.number, due);
