@@ -22,6 +22,7 @@ use futures::FutureExt;
 use crate::adoption::adopt;
 use crate::error::{Failure, Worked};
 use crate::messages::{READ_WITH_DATA, set_results};
+use crate::probes::{Look, Queues, Waiting};
 use crate::rows::{self, SERVER_QUEUE, queue, take, take_id};
 use crate::schema::LockClause;
 use crate::sql::{Batch, List, MOST_ROWS, Value};
@@ -32,7 +33,7 @@ const MOST_ADOPTED: usize = 10;
 
 impl Shared {
     pub(crate) async fn claim_client_messages(
-        &self,
+        self: &Arc<Self>,
         client: ClientId,
         limit: u64,
         service_limits: Option<ServiceLimits>,
@@ -44,7 +45,7 @@ impl Shared {
                 .map(|(service, limit)| (queue(client, service), *limit))
                 .collect()
         });
-        let due = |queues: Vec<(Vec<u8>, i64)>, now_micros: i64| -> Vec<(Vec<u8>, u64)> {
+        let due = |queues: Queues, now_micros: i64| -> Vec<(Vec<u8>, u64)> {
             queues
                 .into_iter()
                 .filter(|(_, due_micros)| *due_micros <= now_micros)
@@ -62,12 +63,18 @@ impl Shared {
         let wanted = accepted
             .as_ref()
             .map(|accepted| accepted.keys().copied().collect());
-        let probe = Arc::new(Probe { client, wanted });
-        let (mut queues, foreign) = self.due_queues(OPERATION, &probe).await?;
-        if foreign {
+        let look = Look::at(client, wanted);
+        let waiting = self.look_together(OPERATION, look.clone()).await?;
+        let Waiting { queues, foreign } = match waiting {
+            Some(waiting) => waiting,
+            None => self.look_alone(OPERATION, look.clone()).await?,
+        };
+        let queues = if foreign {
             self.adopt(OPERATION).await?;
-            (queues, _) = self.due_queues(OPERATION, &probe).await?;
-        }
+            self.look_alone(OPERATION, look).await?.queues
+        } else {
+            queues
+        };
         let now_micros = epoch_micros(self.context.clock.now());
         let queues = due(queues, now_micros);
         if queues.is_empty() {
@@ -80,20 +87,6 @@ impl Shared {
             service_limits,
         };
         self.claim(OPERATION, claim).await
-    }
-
-    /// Returns the queues in which something waits for a client, with the time
-    /// from which on the first is due, and whether a stock server has stored
-    /// messages that are in no queue yet.
-    async fn due_queues(
-        &self,
-        operation: &'static str,
-        probe: &Arc<Probe>,
-    ) -> Result<(Vec<(Vec<u8>, i64)>, bool)> {
-        self.read(operation, Arc::clone(probe), |probe, tx| {
-            async move { probe.run(tx).await }.boxed()
-        })
-        .await
     }
 
     /// Puts messages that stock servers have stored into our queues. Rows that
@@ -268,59 +261,6 @@ impl Shared {
     }
 }
 
-/// Looks for what waits for a client.
-struct Probe {
-    client: ClientId,
-    /// The queues of the services that accept anything; `None` means all.
-    wanted: Option<Vec<[u8; 16]>>,
-}
-
-/// So many services are asked for by name; a client that names more, whatever
-/// they are, gets an answer about those that something waits for.
-const MOST_WANTED: usize = 16;
-
-impl Probe {
-    async fn run(&self, tx: &mut Tx) -> Worked<(Vec<(Vec<u8>, i64)>, bool)> {
-        let mut queues = Vec::new();
-        match &self.wanted {
-            Some(wanted) if wanted.len() <= MOST_WANTED => {
-                let mut batch = Batch::of(ANY_FOREIGN, &[]);
-                if !wanted.is_empty() {
-                    let wanted = wanted.iter().map(|queue| [Value::Bytes(queue)]);
-                    let wanted = List::rows(FIRST_OF_QUEUE, " UNION ALL ", wanted);
-                    batch.add(FIRST_OF_QUEUES, &[Value::List(&wanted)]);
-                }
-                let mut replies = tx.only(batch).await?.into_iter();
-                let foreign = replies.next().is_some_and(|reply| !reply.rows.is_empty());
-                for mut row in replies.flat_map(|reply| reply.rows) {
-                    queues.push((take(&mut row, 0)?, take(&mut row, 1)?));
-                }
-                Ok((queues, foreign))
-            }
-            _ => {
-                let [_, last] = rows::queues(self.client);
-                let mut after = self.client.as_bytes().to_vec();
-                loop {
-                    let values = [Value::Bytes(&after), Value::Bytes(&last)];
-                    let mut batch = Batch::of(NEXT_QUEUE, &values);
-                    batch.add(ANY_FOREIGN, &[]);
-                    let replies = tx.only(batch).await?;
-                    let foreign = replies.get(1).is_some_and(|reply| !reply.rows.is_empty());
-                    let mut next = replies
-                        .into_iter()
-                        .next()
-                        .map_or(Vec::new(), |reply| reply.rows);
-                    let Some(row) = next.first_mut() else {
-                        return Ok((queues, foreign));
-                    };
-                    after = take(row, 0)?;
-                    queues.push((after.clone(), take(row, 1)?));
-                }
-            }
-        }
-    }
-}
-
 /// What to claim.
 struct Claim {
     for_server: bool,
@@ -477,29 +417,11 @@ impl Claim {
     }
 }
 
-const FIRST_OF_QUEUES: &str = "\
--- due_queues
-?";
-
-const FIRST_OF_QUEUE: &str = "\
-(
-    SELECT fleethold_queue, scheduled_time FROM pending_messages FORCE INDEX (fleethold_queue)
-    WHERE fleethold_queue = ? ORDER BY scheduled_time, message_id LIMIT 1
-)";
-
-// From queue to queue, because the server decides by its statistics whether it
-// reads a whole queue to find the next: a backlog must not be walked.
-const NEXT_QUEUE: &str = "\
--- next_queue
-SELECT fleethold_queue, scheduled_time FROM pending_messages FORCE INDEX (fleethold_queue)
-WHERE fleethold_queue > ? AND fleethold_queue <= ?
-ORDER BY fleethold_queue, scheduled_time, message_id LIMIT 1";
-
 const ANY_DUE: &str = "\
 -- any_due_for_server
 SELECT 1 FROM pending_messages WHERE fleethold_queue = ? AND scheduled_time <= ? LIMIT 1";
 
-const ANY_FOREIGN: &str = "\
+pub(crate) const ANY_FOREIGN: &str = "\
 -- any_foreign
 SELECT 1 FROM pending_messages WHERE fleethold_queue IS NULL LIMIT 1";
 

@@ -20,6 +20,7 @@ use mysql_async::Row;
 use crate::MysqlStore;
 use crate::contacts::{self, Place};
 use crate::error::{Failure, Worked, code};
+use crate::grouped::Contact;
 use crate::incoming::New;
 use crate::messages::parse;
 use crate::rows::{take, take_id};
@@ -289,7 +290,7 @@ impl ClientStore for MysqlStore {
 }
 
 /// The number of a contact for which upstream's column has no number left.
-const UNRECORDED: i64 = 0;
+pub(crate) const UNRECORDED: i64 = 0;
 
 impl MysqlStore {
     async fn store_contact_as(
@@ -303,71 +304,11 @@ impl MysqlStore {
         let new = New::of(records, &self.shared.context);
         let now_nanos = epoch_nanos(self.shared.context.clock.now());
         let client = record.client_id;
-        let number = self
-            .shared
-            .write(
-                operation,
-                Replay::Safe,
-                (record, new, now_nanos),
-                |(record, new, now_nanos), tx| {
-                    async move { store_contact(tx, record, new, *now_nanos).await }.boxed()
-                },
-            )
-            .await?;
-        match number {
+        let contact = Contact::new(operation, record, new, now_nanos);
+        match self.shared.store_contact(contact).await? {
             Some(number) => Ok(ContactId::from_number(number)),
             None => Err(unknown(operation, client)),
         }
-    }
-}
-
-/// Records a contact with its messages; `None` if there is no such client.
-async fn store_contact(
-    tx: &mut Tx,
-    contact: &ContactRecord,
-    new: &New,
-    now_nanos: i64,
-) -> Worked<Option<i64>> {
-    let ids = new.ids();
-    if tx.replayed()
-        && let Some(number) = contacts::find(tx, contact, now_nanos).await?
-    {
-        return Ok(Some(number));
-    }
-    let mut batch = Batch::default();
-    contacts::record(&mut batch, contact, now_nanos);
-    new.store(&mut batch);
-    contacts::link_to_new(&mut batch, &ids);
-    match tx.commit(batch).await {
-        Ok(replies) => {
-            let inserted = replies.get(contacts::INSERTED);
-            let number = inserted.map_or(0, |reply| reply.last_insert_id);
-            Ok(Some(i64::try_from(number).unwrap_or(i64::MAX)))
-        }
-        Err(failure) if failure.is_server(code::NO_PARENT_ROW) => Ok(None),
-        Err(failure)
-            if [
-                code::OUT_OF_RANGE,
-                code::NO_MORE_NUMBERS,
-                code::NUMBER_TOO_LARGE,
-            ]
-            .iter()
-            .any(|code| failure.is_server(*code)) =>
-        {
-            tracing::error!(
-                "client_contacts has no number left, so contacts are not recorded; \
-                 start a server with --takeover=widen"
-            );
-            tx.roll_back_and_go_on().await?;
-            let mut batch = Batch::default();
-            contacts::touch(&mut batch, contact, now_nanos);
-            batch.add(CLIENT_EXISTS, &[Value::Bytes(contact.client_id.as_bytes())]);
-            new.store(&mut batch);
-            let replies = tx.commit(batch).await?;
-            let exists = replies.get(1).is_some_and(|reply| !reply.rows.is_empty());
-            Ok(exists.then_some(UNRECORDED))
-        }
-        Err(failure) => Err(failure),
     }
 }
 

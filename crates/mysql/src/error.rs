@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     Refused(Error),
     /// There is no connection to the database; nothing was sent.
     NoConnection(Option<mysql_async::Error>),
+    /// All connections were in use for too long; nothing was sent.
+    Busy,
     /// The driver or the server failed.
     Database(mysql_async::Error),
     /// No answer came in time.
@@ -89,6 +91,11 @@ impl Failure {
             Self::Unreadable(_) => {
                 Verdict::Final(ErrorKind::Internal, "a stored value cannot be read")
             }
+            // Whoever waits once more waits behind all who came meanwhile.
+            Self::Busy => Verdict::Final(
+                ErrorKind::Transient,
+                "all connections to the database are busy",
+            ),
             Self::Refused(error) => Verdict::Final(error.kind(), "refused"),
             Self::Closed => Verdict::Final(ErrorKind::Closed, "the store is closed"),
         }
@@ -112,7 +119,7 @@ impl Failure {
                 let error = Error::new(kind, operation, detail).with_outcome(outcome);
                 error.with_source(Source::of(&source))
             }
-            Self::NoConnection(None) | Self::Late | Self::CutShort => {
+            Self::NoConnection(None) | Self::Busy | Self::Late | Self::CutShort => {
                 Error::new(kind, operation, detail).with_outcome(outcome)
             }
         }

@@ -67,82 +67,108 @@ impl New {
 
     /// Adds the statements that store new messages or new results.
     pub(crate) fn store(&self, batch: &mut Batch) {
-        let bytes = |record: &MessageRecord| {
-            let part = |part: &Option<bytes::Bytes>| part.as_ref().map_or(0, bytes::Bytes::len);
-            let reason = record
-                .result
-                .as_ref()
-                .and_then(|result| result.failure.as_ref());
-            500 + part(&record.validation_info)
-                + part(&record.annotations)
-                + reason.map_or(0, String::len)
-        };
-        for slice in slices(&self.records, bytes) {
-            let rows = List::rows(MESSAGE_ROW, ", ", slice.iter().map(message_row));
-            let insert = if self.only_new {
-                INSERT_NEW_MESSAGES
-            } else {
-                INSERT_MESSAGES
-            };
-            batch.add(insert, &[Value::List(&rows)]);
-        }
-        let long: Vec<_> = self
-            .records
-            .iter()
-            .filter(|record| record.source_message_id.len() > SOURCE_ID_BYTES)
-            .collect();
-        for slice in slices(&long, |record| record.source_message_id.len()) {
-            let row = |record: &&'_ MessageRecord| -> (MessageId, bytes::Bytes) {
-                (record.id, record.source_message_id.clone())
-            };
-            let owned: Vec<_> = slice.iter().map(row).collect();
-            let values = owned
-                .iter()
-                .map(|(id, source)| [Value::Bytes(id.as_bytes()), Value::Bytes(source)]);
-            let rows = List::rows("(?, ?)", ", ", values);
-            batch.add(INSERT_SOURCE_IDS, &[Value::List(&rows)]);
-        }
-        self.store_pending(batch);
+        let messages = self.records.iter().zip(self.due_micros.iter().copied());
+        store(batch, &messages.collect::<Vec<_>>(), self.only_new);
     }
 
-    fn store_pending(&self, batch: &mut Batch) {
-        let pending: Vec<_> = self
-            .records
-            .iter()
-            .zip(&self.due_micros)
-            .filter(|(record, _)| record.result.is_none())
-            .map(|(record, due_micros)| (record, *due_micros, queue_of(record)))
-            .collect();
-        let bytes = |pending: &(&MessageRecord, i64, Vec<u8>)| {
-            let data = pending.0.data.as_ref();
-            200 + data.map_or(0, |data| data.type_url.len() + data.value.len())
+    /// Does the same for what several calls store, none of which has a message
+    /// of another.
+    pub(crate) fn store_all<'a>(all: impl Iterator<Item = &'a Self>, batch: &mut Batch) {
+        let messages = all.flat_map(|new| new.records.iter().zip(new.due_micros.iter().copied()));
+        let mut messages: Vec<_> = messages.collect();
+        messages.sort_unstable_by_key(|(record, _)| record.id);
+        store(batch, &messages, false);
+    }
+
+    /// Returns about how many bytes the statements have.
+    pub(crate) fn statement_bytes(&self) -> usize {
+        let bytes = |record: &MessageRecord| {
+            let data = record.data.as_ref();
+            let data = data.map_or(0, |data| data.type_url.len() + data.value.len());
+            1_000 + 2 * (row_bytes(record) + data)
         };
-        for slice in slices(&pending, bytes) {
-            match slice {
-                // Alone, a large payload is bound instead of written.
-                [one] => batch.add(INSERT_PENDING_ONE, &pending_row(one)),
-                slice => {
-                    let rows = List::rows(PENDING_ROW, ", ", slice.iter().map(pending_row));
-                    batch.add(INSERT_PENDING, &[Value::List(&rows)]);
-                }
+        self.records.iter().map(bytes).sum()
+    }
+}
+
+/// Returns about how many bytes a message has in its table.
+fn row_bytes(record: &MessageRecord) -> usize {
+    let part = |part: &Option<bytes::Bytes>| part.as_ref().map_or(0, bytes::Bytes::len);
+    let reason = record
+        .result
+        .as_ref()
+        .and_then(|result| result.failure.as_ref());
+    500 + part(&record.validation_info) + part(&record.annotations) + reason.map_or(0, String::len)
+}
+
+/// A message and when it is due.
+type Incoming<'a> = (&'a MessageRecord, i64);
+
+fn store(batch: &mut Batch, messages: &[Incoming<'_>], only_new: bool) {
+    for slice in slices(messages, |(record, _)| row_bytes(record)) {
+        let rows = slice.iter().map(|(record, _)| message_row(record));
+        let rows = List::rows(MESSAGE_ROW, ", ", rows);
+        let insert = if only_new {
+            INSERT_NEW_MESSAGES
+        } else {
+            INSERT_MESSAGES
+        };
+        batch.add(insert, &[Value::List(&rows)]);
+    }
+    let long: Vec<_> = messages
+        .iter()
+        .map(|(record, _)| *record)
+        .filter(|record| record.source_message_id.len() > SOURCE_ID_BYTES)
+        .collect();
+    for slice in slices(&long, |record| record.source_message_id.len()) {
+        let values = slice.iter().map(|record| {
+            [
+                Value::Bytes(record.id.as_bytes()),
+                Value::Bytes(&record.source_message_id),
+            ]
+        });
+        let rows = List::rows("(?, ?)", ", ", values);
+        batch.add(INSERT_SOURCE_IDS, &[Value::List(&rows)]);
+    }
+    store_pending(batch, messages, only_new);
+}
+
+fn store_pending(batch: &mut Batch, messages: &[Incoming<'_>], only_new: bool) {
+    let pending: Vec<_> = messages
+        .iter()
+        .filter(|(record, _)| record.result.is_none())
+        .map(|(record, due_micros)| (*record, *due_micros, queue_of(record)))
+        .collect();
+    let bytes = |pending: &(&MessageRecord, i64, Vec<u8>)| {
+        let data = pending.0.data.as_ref();
+        200 + data.map_or(0, |data| data.type_url.len() + data.value.len())
+    };
+    for slice in slices(&pending, bytes) {
+        match slice {
+            // Alone, a large payload is bound instead of written.
+            [one] => batch.add(INSERT_PENDING_ONE, &pending_row(one)),
+            slice => {
+                let rows = List::rows(PENDING_ROW, ", ", slice.iter().map(pending_row));
+                batch.add(INSERT_PENDING, &[Value::List(&rows)]);
             }
         }
-        let ids = |has_result: bool| -> Vec<MessageId> {
-            self.records
-                .iter()
-                .filter(|record| record.result.is_some() == has_result)
-                .filter(|record| !(self.only_new && record.result.is_some()))
-                .map(|record| record.id)
-                .collect()
-        };
-        for slice in ids(true).chunks(MOST_ROWS) {
-            let ids = List::ids(slice);
-            batch.add(DELETE_PENDING, &[Value::List(&ids)]);
-        }
-        for slice in ids(false).chunks(MOST_ROWS) {
-            let ids = List::ids(slice);
-            batch.add(DELETE_KNOWN, &[Value::List(&ids)]);
-        }
+    }
+    let ids = |has_result: bool| -> Vec<MessageId> {
+        messages
+            .iter()
+            .map(|(record, _)| record)
+            .filter(|record| record.result.is_some() == has_result)
+            .filter(|record| !(only_new && record.result.is_some()))
+            .map(|record| record.id)
+            .collect()
+    };
+    for slice in ids(true).chunks(MOST_ROWS) {
+        let ids = List::ids(slice);
+        batch.add(DELETE_PENDING, &[Value::List(&ids)]);
+    }
+    for slice in ids(false).chunks(MOST_ROWS) {
+        let ids = List::ids(slice);
+        batch.add(DELETE_KNOWN, &[Value::List(&ids)]);
     }
 }
 

@@ -53,11 +53,13 @@ mod counters;
 mod dsn;
 mod error;
 mod files;
+mod grouped;
 mod incoming;
 mod maintenance;
 mod messages;
 mod migrate;
 mod pool;
+mod probes;
 mod rows;
 mod saves;
 mod schema;
@@ -94,6 +96,8 @@ pub struct MysqlOptions {
     pub takeover: Takeover,
     /// How long a connection may take; 5 s.
     pub connect_timeout: Duration,
+    /// How long a call waits for a connection while all are in use; 5 s.
+    pub wait_limit: Duration,
     /// How long one round trip may take; a call that has taken so long begins no
     /// further attempt; 30 s.
     pub statement_timeout: Duration,
@@ -114,6 +118,7 @@ impl Default for MysqlOptions {
             isolation: Isolation::default(),
             takeover: Takeover::default(),
             connect_timeout: Duration::from_secs(5),
+            wait_limit: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(30),
             retry_for: Duration::from_secs(5),
             lock_wait: Duration::from_secs(3),
@@ -156,6 +161,7 @@ impl MysqlStore {
             ways,
             setup,
             options.connect_timeout,
+            options.wait_limit,
             options.connections.get(),
         );
         let times = Times {

@@ -30,6 +30,7 @@ pub(crate) struct Pool {
     /// What every new connection runs first.
     setup: String,
     connect_timeout: Duration,
+    wait_limit: Duration,
     size: u32,
     turns: Arc<Semaphore>,
     idle: Mutex<Idle>,
@@ -59,6 +60,7 @@ impl Pool {
         (ways, way): (Vec<Opts>, usize),
         setup: String,
         connect_timeout: Duration,
+        wait_limit: Duration,
         size: u16,
     ) -> Self {
         Self {
@@ -66,6 +68,7 @@ impl Pool {
             way: AtomicUsize::new(way),
             setup,
             connect_timeout,
+            wait_limit,
             size: u32::from(size),
             turns: Arc::new(Semaphore::new(usize::from(size))),
             idle: Mutex::default(),
@@ -76,9 +79,9 @@ impl Pool {
     /// Waits for a turn and returns a connection that works as far as is known.
     pub(crate) async fn lease(self: &Arc<Self>) -> Worked<Lease> {
         let wait = Wait::begin(Arc::clone(&self.waits));
-        let turn = Arc::clone(&self.turns)
-            .acquire_owned()
+        let turn = timeout(self.wait_limit, Arc::clone(&self.turns).acquire_owned())
             .await
+            .map_err(|_| Failure::Busy)?
             .map_err(|_| Failure::Closed)?;
         wait.end();
         let lease = |connection, generation| Lease {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fleethold_store::gather::Gather;
 use fleethold_store::retry::Backoff;
 use fleethold_store::{Clock, Error, ErrorKind, Outcome, Random, Result};
 use futures::future::BoxFuture;
@@ -18,7 +19,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Failure, Verdict, Worked, code};
+use crate::grouped::{self, Contact, Stored};
 use crate::pool::{Lease, Pool};
+use crate::probes::{self, Found, Look};
 use crate::schema::Facts;
 use crate::sql::{Batch, Framing, Packet};
 
@@ -37,6 +40,9 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) times: Times,
     pub(crate) closed: AtomicBool,
+    /// Contacts of many callers, and looks for what waits for their clients.
+    pub(crate) contacts: Gather<Contact, Stored>,
+    pub(crate) looks: Gather<Look, Found>,
     calls: Calls,
 }
 
@@ -74,6 +80,8 @@ impl Shared {
             pool,
             times,
             closed: AtomicBool::new(false),
+            contacts: Gather::new(grouped::LIMITS),
+            looks: Gather::new(probes::LIMITS),
             calls: Calls::default(),
         }
     }
@@ -99,8 +107,35 @@ impl Shared {
         F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>> + Send + Sync + 'static,
     {
         self.check_open(operation)?;
+        self.settle().await;
+        self.call(operation, Mode::Write, replay, false, arguments, work)
+            .await
+    }
+
+    /// Waits for calls that were dropped, as every call that writes does first.
+    pub(crate) async fn settle(&self) {
         self.calls.settle(self.times.settle).await;
-        self.call(operation, Mode::Write, replay, arguments, work)
+        self.contacts.settle(self.times.settle).await;
+    }
+
+    /// As [`write`](Self::write), for what was begun on behalf of callers who
+    /// have seen to that: the caller's call may itself be one that was dropped.
+    /// With `replayed` an earlier transaction may have done it already.
+    pub(crate) async fn write_settled<A, T, F>(
+        &self,
+        operation: &'static str,
+        replayed: bool,
+        arguments: A,
+        work: F,
+    ) -> Result<T>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>> + Send + Sync + 'static,
+    {
+        self.check_open(operation)?;
+        let (mode, replay) = (Mode::Write, Replay::Safe);
+        self.call(operation, mode, replay, replayed, arguments, work)
             .await
     }
 
@@ -117,7 +152,8 @@ impl Shared {
         F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>> + Send + Sync + 'static,
     {
         self.check_open(operation)?;
-        self.call(operation, Mode::Snapshot, Replay::Safe, arguments, work)
+        let (mode, replay) = (Mode::Snapshot, Replay::Safe);
+        self.call(operation, mode, replay, false, arguments, work)
             .await
     }
 
@@ -126,6 +162,7 @@ impl Shared {
         operation: &'static str,
         mode: Mode,
         replay: Replay,
+        replayed: bool,
         arguments: A,
         work: F,
     ) -> Result<T>
@@ -141,6 +178,7 @@ impl Shared {
                 operation,
                 mode,
                 replay,
+                replayed,
                 context,
                 pool,
                 times,
@@ -164,6 +202,8 @@ struct Attempts {
     operation: &'static str,
     mode: Mode,
     replay: Replay,
+    /// Whether an earlier transaction may have done it already.
+    replayed: bool,
     context: Context,
     pool: Arc<Pool>,
     times: Times,
@@ -177,7 +217,7 @@ impl Attempts {
     {
         let mut backoff = Backoff::new(&self.context.random, self.times.retry_for);
         let began = Instant::now();
-        let mut replayed = false;
+        let mut replayed = self.replayed;
         loop {
             let failure = match self.pool.lease().await {
                 Err(failure) => failure,
