@@ -12,21 +12,28 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::Message;
 use fleethold_store::clock::{epoch_micros, timestamp};
+use fleethold_store::gather::{GatherLimits, Job};
 use fleethold_store::limits::{MAX_CLAIM_BYTES, MOST_EARLY_CLAIMS};
 use fleethold_store::record::ResultRecord;
 use fleethold_store::{
-    ClaimServerMessages, ClientId, MOST_OVERDUE_COUNTED, MessageId, Result, ServiceLimits,
+    ClaimServerMessages, ClientId, Error, ErrorKind, MOST_OVERDUE_COUNTED, MessageId, Result,
+    ServiceLimits,
 };
 use futures::FutureExt;
 
 use crate::adoption::adopt;
-use crate::error::{Failure, Worked};
+use crate::error::{Failure, Verdict, Worked};
+use crate::grouped::shared_error;
 use crate::messages::{READ_WITH_DATA, set_results};
-use crate::probes::{Look, Queues, Waiting};
+use crate::probes::{Look, Queues};
 use crate::rows::{self, SERVER_QUEUE, queue, take, take_id};
 use crate::schema::LockClause;
 use crate::sql::{Batch, List, MOST_ROWS, Value};
 use crate::transaction::{Replay, Shared, Tx};
+
+/// A claim that finds locked what was due looks again so many times at most:
+/// the server's search for what is due locks the row behind it for a moment.
+const MOST_LOOKS: usize = 3;
 
 /// How many rows of stock servers one call takes into our queues.
 const MOST_ADOPTED: usize = 10;
@@ -64,29 +71,39 @@ impl Shared {
             .as_ref()
             .map(|accepted| accepted.keys().copied().collect());
         let look = Look::at(client, wanted);
-        let waiting = self.look_together(OPERATION, look.clone()).await?;
-        let Waiting { queues, foreign } = match waiting {
-            Some(waiting) => waiting,
-            None => self.look_alone(OPERATION, look.clone()).await?,
-        };
-        let queues = if foreign {
-            self.adopt(OPERATION).await?;
-            self.look_alone(OPERATION, look).await?.queues
-        } else {
-            queues
-        };
-        let now_micros = epoch_micros(self.context.clock.now());
-        let queues = due(queues, now_micros);
-        if queues.is_empty() {
-            return Ok(Vec::new());
+        for _ in 0..MOST_LOOKS {
+            let queues = self.waiting(OPERATION, &look).await?;
+            let now_micros = epoch_micros(self.context.clock.now());
+            let queues = due(queues, now_micros);
+            if queues.is_empty() {
+                break;
+            }
+            let claim = ClientClaim(Arc::new(Claim {
+                client: Some(client),
+                queues,
+                limit,
+                service_limits: service_limits.clone(),
+            }));
+            let messages = self.claim_together(OPERATION, claim).await?;
+            if !messages.is_empty() {
+                return Ok(messages);
+            }
         }
-        let claim = Claim {
-            for_server: false,
-            queues,
-            limit,
-            service_limits,
+        Ok(Vec::new())
+    }
+
+    /// Returns the queues in which something waits for a client, with what stock
+    /// servers have stored.
+    async fn waiting(self: &Arc<Self>, operation: &'static str, look: &Look) -> Result<Queues> {
+        let waiting = match self.look_together(operation, look.clone()).await? {
+            Some(waiting) => waiting,
+            None => self.look_alone(operation, look.clone()).await?,
         };
-        self.claim(OPERATION, claim).await
+        if waiting.foreign {
+            self.adopt(operation).await?;
+            return Ok(self.look_alone(operation, look.clone()).await?.queues);
+        }
+        Ok(waiting.queues)
     }
 
     /// Puts messages that stock servers have stored into our queues. Rows that
@@ -105,12 +122,82 @@ impl Shared {
         Ok(())
     }
 
-    async fn claim(&self, operation: &'static str, claim: Claim) -> Result<Vec<Message>> {
+    /// Claims messages, perhaps together with others who claim for their clients.
+    async fn claim_together(
+        self: &Arc<Self>,
+        operation: &'static str,
+        claim: ClientClaim,
+    ) -> Result<Vec<Message>> {
+        self.check_open(operation)?;
+        self.settle().await;
+        let shared = Arc::clone(self);
+        let claimed = self.claims.run(claim.clone(), move |claims| {
+            let shared = Arc::clone(&shared);
+            async move { shared.claim_all(operation, claims).await }
+        });
+        let claimed = match claimed.await {
+            Some(Some(claimed)) => claimed?,
+            Some(None) => self.claim_alone(operation, claim.0).await?,
+            None => {
+                let detail = "the call ended badly";
+                return Err(Error::new(ErrorKind::Internal, operation, detail));
+            }
+        };
+        self.hand_out(operation, claimed).await
+    }
+
+    async fn claim_all(
+        &self,
+        operation: &'static str,
+        mut claims: Vec<ClientClaim>,
+    ) -> Vec<GroupClaimed> {
+        if claims.len() == 1
+            && let Some(claim) = claims.pop()
+        {
+            return vec![Some(self.claim_alone(operation, claim.0).await)];
+        }
+        let claims: Vec<_> = claims.into_iter().map(|claim| claim.0).collect();
+        let count = claims.len();
         let claimed = self
-            .write(operation, Replay::Safe, claim, |claim, tx| {
-                async move { claim.run(tx).await }.boxed()
+            .write_settled(operation, false, claims, |claims, tx| {
+                async move {
+                    match claim_all(tx, claims).await {
+                        // What one of them is refused for is not the others' matter.
+                        Err(failure)
+                            if matches!(
+                                failure.verdict(),
+                                Verdict::Conflict | Verdict::Final(..)
+                            ) =>
+                        {
+                            tracing::debug!(?failure, "each caller claims for itself");
+                            Ok(claims.iter().map(|_| None).collect())
+                        }
+                        claimed => claimed,
+                    }
+                }
+                .boxed()
             })
-            .await?;
+            .await;
+        match claimed {
+            Ok(claimed) => claimed.into_iter().map(|claimed| claimed.map(Ok)).collect(),
+            Err(error) => {
+                let error = Arc::new(error);
+                (0..count)
+                    .map(|_| Some(Err(shared_error(operation, &error))))
+                    .collect()
+            }
+        }
+    }
+
+    async fn claim_alone(&self, operation: &'static str, claim: Arc<Claim>) -> Result<Claimed> {
+        let claimed = self.write_settled(operation, false, claim, |claim, tx| {
+            async move { claim_all(tx, std::slice::from_ref(claim)).await }.boxed()
+        });
+        let claimed = claimed.await?.into_iter().flatten().next();
+        Ok(claimed.unwrap_or_default())
+    }
+
+    async fn hand_out(&self, operation: &'static str, claimed: Claimed) -> Result<Vec<Message>> {
         if !claimed.damaged.is_empty() {
             self.fail_damaged(operation, claimed.damaged).await?;
         }
@@ -231,12 +318,14 @@ impl ClaimServerMessages for Shared {
             return Ok(Vec::new());
         }
         let claim = Claim {
-            for_server: true,
+            client: None,
             queues: vec![(SERVER_QUEUE.to_vec(), limit)],
             limit,
             service_limits: None,
         };
-        self.claim(OPERATION, claim).await
+        self.settle().await;
+        let claimed = self.claim_alone(OPERATION, Arc::new(claim)).await?;
+        self.hand_out(OPERATION, claimed).await
     }
 }
 
@@ -262,17 +351,49 @@ impl Shared {
 }
 
 /// What to claim.
+#[derive(Debug)]
 struct Claim {
-    for_server: bool,
+    /// `None` stands for the server's services.
+    client: Option<ClientId>,
     /// With how many messages at most are taken from each.
     queues: Vec<(Vec<u8>, u64)>,
     limit: u64,
     service_limits: Option<ServiceLimits>,
 }
 
-struct Claimed {
+#[derive(Debug, Default)]
+pub(crate) struct Claimed {
     messages: Vec<Message>,
     damaged: Vec<(MessageId, String)>,
+}
+
+/// What a claim of a group has got; `None`: its caller must claim alone.
+pub(crate) type GroupClaimed = Option<Result<Claimed>>;
+
+/// A claim that may run together with those for other clients.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientClaim(Arc<Claim>);
+
+pub(crate) const LIMITS: GatherLimits = GatherLimits {
+    batches: 2,
+    jobs: 32,
+    // So many messages may be asked for.
+    weight: 4_000,
+};
+
+impl Job for ClientClaim {
+    type Key = Option<ClientId>;
+
+    /// A transaction does not skip what it has locked itself.
+    fn keys(&self) -> impl Iterator<Item = Self::Key> {
+        std::iter::once(self.0.client)
+    }
+
+    fn weight(&self) -> usize {
+        usize::try_from(self.0.limit)
+            .unwrap_or(usize::MAX)
+            .min(LIMITS.weight)
+    }
 }
 
 /// A due message that is locked; the order is that of claims.
@@ -284,35 +405,33 @@ struct Due {
     bytes: usize,
 }
 
-impl Claim {
-    async fn run(&self, tx: &mut Tx) -> Worked<Claimed> {
-        let now = tx.context.clock.now();
-        let now_micros = epoch_micros(now);
-        let mut due = self.lock(tx, now_micros).await?;
-        due.sort_unstable();
-        due.truncate(usize::try_from(self.limit).unwrap_or(usize::MAX));
-        let mut bytes = 0;
-        let fitting = due.iter().take_while(|due| {
-            let before = bytes;
-            bytes += due.bytes;
-            before < MAX_CLAIM_BYTES
-        });
-        let count = fitting.count();
-        due.truncate(count);
-        if due.is_empty() {
-            return Ok(Claimed {
-                messages: Vec::new(),
-                damaged: Vec::new(),
-            });
+/// Claims for clients that differ; `None` for those whose messages are too much
+/// to be read with the others'.
+async fn claim_all(tx: &mut Tx, claims: &[Arc<Claim>]) -> Worked<Vec<Option<Claimed>>> {
+    let now_micros = epoch_micros(tx.context.clock.now());
+    let mut taken = Vec::with_capacity(claims.len());
+    let mut batch = Batch::default();
+    let mut bytes = 0;
+    for (claim, mut due) in claims.iter().zip(lock(tx, claims, now_micros).await?) {
+        let bytes_of_claim = claim.choose(&mut due);
+        if bytes > 0 && bytes + bytes_of_claim > MAX_CLAIM_BYTES {
+            taken.push(None);
+            continue;
         }
-        let mut batch = Batch::default();
-        for slice in due.chunks(MOST_ROWS) {
-            self.reschedule(&mut batch, tx, slice, now_micros);
+        bytes += bytes_of_claim;
+        taken.push(Some(due));
+    }
+    let all: Vec<_> = taken.iter().flatten().flatten().collect();
+    if !all.is_empty() {
+        let for_server = claims.iter().any(|claim| claim.client.is_none());
+        for slice in all.chunks(MOST_ROWS) {
+            reschedule(&mut batch, tx, slice, for_server, now_micros);
             let ids = List::ids(slice.iter().map(|due| &due.message));
             batch.add(READ_WITH_DATA, &[Value::List(&ids)]);
         }
-        let mut found = HashMap::with_capacity(due.len());
-        let mut damaged = Vec::new();
+    }
+    let mut found = HashMap::with_capacity(all.len());
+    if !all.is_empty() {
         for mut row in tx
             .commit(batch)
             .await?
@@ -322,44 +441,54 @@ impl Claim {
             let Some(id) = rows::id(&row, 0) else {
                 continue;
             };
-            match rows::message(&mut row) {
-                Ok(record) => {
-                    found.insert(id, record.into_message());
-                }
-                Err(Failure::Unreadable(what)) => damaged.push((id, what.into_owned())),
+            let message = match rows::message(&mut row) {
+                Ok(record) => Ok(record.into_message()),
+                Err(Failure::Unreadable(what)) => Err(what.into_owned()),
                 Err(failure) => return Err(failure),
+            };
+            found.insert(id, message);
+        }
+    }
+    let claimed = claims.iter().zip(taken).map(|(claim, due)| {
+        let (mut messages, mut damaged) = (Vec::new(), Vec::new());
+        for due in due? {
+            match found.remove(&due.message) {
+                Some(Ok(message)) => messages.push(message),
+                Some(Err(error)) => damaged.push((due.message, error)),
+                None => {}
             }
         }
-        let messages = due.iter().filter_map(|due| found.remove(&due.message));
-        Ok(Claimed {
-            messages: self.keep_limits(messages),
+        Some(Claimed {
+            messages: claim.keep_limits(messages.into_iter()),
             damaged,
         })
-    }
+    });
+    Ok(claimed.collect())
+}
 
-    async fn lock(&self, tx: &mut Tx, now_micros: i64) -> Worked<Vec<Due>> {
-        let sql = match tx.context.facts.lock {
-            LockClause::SkipLocked => LOCK_DUE,
-            LockClause::Wait => LOCK_DUE_AND_WAIT,
-        };
-        let mut batch = Batch::default();
-        for (queue, accepted) in &self.queues {
-            batch.add(
-                sql,
-                &[
-                    Value::Bytes(queue),
-                    Value::Int(now_micros),
-                    Value::Unsigned(*accepted),
-                ],
-            );
-        }
+/// Locks what is due in the queues of each claim.
+async fn lock(tx: &mut Tx, claims: &[Arc<Claim>], now_micros: i64) -> Worked<Vec<Vec<Due>>> {
+    let sql = match tx.context.facts.lock {
+        LockClause::SkipLocked => LOCK_DUE,
+        LockClause::Wait => LOCK_DUE_AND_WAIT,
+    };
+    let mut batch = Batch::default();
+    for (queue, accepted) in claims.iter().flat_map(|claim| &claim.queues) {
+        batch.add(
+            sql,
+            &[
+                Value::Bytes(queue),
+                Value::Int(now_micros),
+                Value::Unsigned(*accepted),
+            ],
+        );
+    }
+    let mut replies = tx.run(batch).await?.into_iter();
+    let mut all = Vec::with_capacity(claims.len());
+    for claim in claims {
         let mut due = Vec::new();
-        for mut row in tx
-            .run(batch)
-            .await?
-            .into_iter()
-            .flat_map(|reply| reply.rows)
-        {
+        let of_claim = replies.by_ref().take(claim.queues.len());
+        for mut row in of_claim.flat_map(|reply| reply.rows) {
             due.push(Due {
                 message: take_id(&mut row, 0)?,
                 due_micros: take(&mut row, 1)?,
@@ -367,33 +496,51 @@ impl Claim {
                 bytes: take::<Option<usize>>(&mut row, 3)?.unwrap_or(0),
             });
         }
-        Ok(due)
+        all.push(due);
     }
+    Ok(all)
+}
 
-    fn reschedule(&self, batch: &mut Batch, tx: &Tx, due: &[Due], now_micros: i64) {
-        let clock = &tx.context.clock;
-        let retry_time = |due: &Due| -> SystemTime {
-            if self.for_server {
-                clock.server_retry_time(due.claims.saturating_add(1))
-            } else {
-                clock.client_retry_time()
-            }
-        };
-        let rows = due.iter().map(|due| {
-            [
-                Value::Bytes(due.message.as_bytes()),
-                Value::Int(epoch_micros(retry_time(due))),
-            ]
+fn reschedule(batch: &mut Batch, tx: &Tx, due: &[&Due], for_server: bool, now_micros: i64) {
+    let clock = &tx.context.clock;
+    let retry_time = |due: &Due| -> SystemTime {
+        if for_server {
+            clock.server_retry_time(due.claims.saturating_add(1))
+        } else {
+            clock.client_retry_time()
+        }
+    };
+    let rows = due.iter().map(|due| {
+        [
+            Value::Bytes(due.message.as_bytes()),
+            Value::Int(epoch_micros(retry_time(due))),
+        ]
+    });
+    let table = List::table("SELECT ? AS id, ? AS due", "SELECT ?, ?", rows);
+    batch.add(
+        RESCHEDULE,
+        &[
+            Value::List(&table),
+            Value::Int(for_server.into()),
+            Value::Int(now_micros),
+        ],
+    );
+}
+
+impl Claim {
+    /// Keeps what one call hands out, in the order of claims, and returns its bytes.
+    fn choose(&self, due: &mut Vec<Due>) -> usize {
+        due.sort_unstable();
+        due.truncate(usize::try_from(self.limit).unwrap_or(usize::MAX));
+        let mut bytes = 0;
+        let fitting = due.iter().take_while(|due| {
+            let is_taken = bytes < MAX_CLAIM_BYTES;
+            bytes += if is_taken { due.bytes } else { 0 };
+            is_taken
         });
-        let table = List::table("SELECT ? AS id, ? AS due", "SELECT ?, ?", rows);
-        batch.add(
-            RESCHEDULE,
-            &[
-                Value::List(&table),
-                Value::Int(self.for_server.into()),
-                Value::Int(now_micros),
-            ],
-        );
+        let count = fitting.count();
+        due.truncate(count);
+        bytes
     }
 
     /// Never hands out more for a service than it accepts, even if the hashes

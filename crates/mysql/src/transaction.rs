@@ -18,6 +18,7 @@ use mysql_async::{Conn, Params, Row};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::claims::{self, ClientClaim, GroupClaimed};
 use crate::error::{Failure, Verdict, Worked, code};
 use crate::grouped::{self, Contact, Stored};
 use crate::pool::{Lease, Pool};
@@ -40,9 +41,10 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) times: Times,
     pub(crate) closed: AtomicBool,
-    /// Contacts of many callers, and looks for what waits for their clients.
+    /// Contacts of many callers, looks for what waits for their clients, and claims.
     pub(crate) contacts: Gather<Contact, Stored>,
     pub(crate) looks: Gather<Look, Found>,
+    pub(crate) claims: Gather<ClientClaim, GroupClaimed>,
     calls: Calls,
 }
 
@@ -82,6 +84,7 @@ impl Shared {
             closed: AtomicBool::new(false),
             contacts: Gather::new(grouped::LIMITS),
             looks: Gather::new(probes::LIMITS),
+            claims: Gather::new(claims::LIMITS),
             calls: Calls::default(),
         }
     }
@@ -116,6 +119,7 @@ impl Shared {
     pub(crate) async fn settle(&self) {
         self.calls.settle(self.times.settle).await;
         self.contacts.settle(self.times.settle).await;
+        self.claims.settle(self.times.settle).await;
     }
 
     /// As [`write`](Self::write), for what was begun on behalf of callers who
