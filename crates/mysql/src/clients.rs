@@ -11,7 +11,7 @@ use fleethold_proto::fleetspeak::{Label, Message};
 use fleethold_store::clock::{epoch_nanos, timestamp_epoch_nanos, timestamp_from_epoch_nanos};
 use fleethold_store::record::{ContactRecord, UsageRecord, nanos_range, sorted_labels};
 use fleethold_store::{
-    ClientData, ClientId, ClientStore, ContactData, ContactId, Error, ErrorKind, MessageId, Result,
+    ClientData, ClientId, ClientStore, ContactData, ContactId, Error, MessageId, Result,
 };
 use futures::FutureExt;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -19,6 +19,7 @@ use mysql_async::Row;
 
 use crate::MysqlStore;
 use crate::contacts::{self, Place};
+use crate::enrolments::Enrolment;
 use crate::error::{Failure, Worked, code};
 use crate::grouped::Contact;
 use crate::incoming::New;
@@ -95,29 +96,8 @@ impl ClientStore for MysqlStore {
             labels,
             ..data.clone()
         };
-        self.shared
-            .write(
-                OPERATION,
-                Replay::Safe,
-                (id, data, now_nanos),
-                |(id, data, now_nanos), tx| {
-                    async move {
-                        let added = add(tx, *id, data, *now_nanos).await;
-                        match added {
-                            Err(failure) if failure.is_server(code::DUPLICATE_KEY) => {
-                                if tx.replayed() && has_key(tx, *id, &data.key).await? {
-                                    return Ok(());
-                                }
-                                let detail = format!("client {id} exists");
-                                Err(Error::new(ErrorKind::AlreadyExists, OPERATION, detail).into())
-                            }
-                            added => added,
-                        }
-                    }
-                    .boxed()
-                },
-            )
-            .await
+        let enrolment = Enrolment::new(id, data, now_nanos);
+        self.shared.add_client(OPERATION, enrolment).await
     }
 
     async fn add_client_label(&self, id: ClientId, label: &Label) -> Result<()> {
@@ -332,42 +312,17 @@ const BLACKLIST: &str = "\
 -- blacklist_client
 UPDATE clients SET blacklisted = 1 WHERE client_id = ?";
 
-async fn add(tx: &mut Tx, id: ClientId, data: &ClientData, now_nanos: i64) -> Worked<()> {
-    let values = [
-        Value::Bytes(id.as_bytes()),
-        Value::Bytes(&data.key),
-        Value::Int(data.blacklisted.into()),
-        Value::Int(now_nanos),
-    ];
-    let mut batch = Batch::of(ADD_CLIENT, &values);
-    insert_labels(&mut batch, id, &data.labels);
-    tx.commit(batch).await?;
-    Ok(())
-}
-
-const ADD_CLIENT: &str = "\
--- add_client
-INSERT INTO clients (client_id, client_key, blacklisted, last_contact_time) VALUES (?, ?, ?, ?)";
-
-async fn has_key(tx: &mut Tx, id: ClientId, key: &[u8]) -> Worked<bool> {
-    tx.roll_back_and_go_on().await?;
-    let replies = tx
-        .run(Batch::of(
-            HAS_KEY,
-            &[Value::Bytes(id.as_bytes()), Value::Bytes(key)],
-        ))
-        .await?;
-    Ok(replies.iter().any(|reply| !reply.rows.is_empty()))
-}
-
-const HAS_KEY: &str = "\
--- add_client (replayed)
-SELECT 1 FROM clients WHERE client_id = ? AND client_key = ?";
-
 /// Adds labels; on a database whose collation takes two for equal, the first one stays.
 fn insert_labels(batch: &mut Batch, id: ClientId, labels: &[Label]) {
-    for slice in slices(labels, |label| label.service_name.len() + label.label.len()) {
-        let rows = slice.iter().map(|label| {
+    let labels: Vec<_> = labels.iter().map(|label| (id, label)).collect();
+    insert_labels_of(batch, &labels);
+}
+
+/// As [`insert_labels`], of clients that differ.
+pub(crate) fn insert_labels_of(batch: &mut Batch, labels: &[(ClientId, &Label)]) {
+    let bytes = |(_, label): &(ClientId, &Label)| label.service_name.len() + label.label.len();
+    for slice in slices(labels, bytes) {
+        let rows = slice.iter().map(|(id, label)| {
             [
                 Value::Bytes(id.as_bytes()),
                 Value::Text(&label.service_name),

@@ -51,6 +51,7 @@ mod clients;
 mod contacts;
 mod counters;
 mod dsn;
+mod enrolments;
 mod error;
 mod files;
 mod grouped;

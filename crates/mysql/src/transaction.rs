@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::claims::{self, ClientClaim, GroupClaimed};
+use crate::enrolments::{self, Added, Enrolment};
 use crate::error::{Failure, Verdict, Worked, code};
 use crate::grouped::{self, Contact, Stored};
 use crate::pool::{Lease, Pool};
@@ -41,10 +42,12 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) times: Times,
     pub(crate) closed: AtomicBool,
-    /// Contacts of many callers, looks for what waits for their clients, and claims.
+    /// What many callers do at once: contacts, looks for what waits for their
+    /// clients, claims, and new clients.
     pub(crate) contacts: Gather<Contact, Stored>,
     pub(crate) looks: Gather<Look, Found>,
     pub(crate) claims: Gather<ClientClaim, GroupClaimed>,
+    pub(crate) enrolments: Gather<Enrolment, Added>,
     calls: Calls,
 }
 
@@ -85,6 +88,7 @@ impl Shared {
             contacts: Gather::new(grouped::LIMITS),
             looks: Gather::new(probes::LIMITS),
             claims: Gather::new(claims::LIMITS),
+            enrolments: Gather::new(enrolments::LIMITS),
             calls: Calls::default(),
         }
     }
@@ -120,6 +124,7 @@ impl Shared {
         self.calls.settle(self.times.settle).await;
         self.contacts.settle(self.times.settle).await;
         self.claims.settle(self.times.settle).await;
+        self.enrolments.settle(self.times.settle).await;
     }
 
     /// As [`write`](Self::write), for what was begun on behalf of callers who

@@ -15,6 +15,7 @@ use std::time::Duration;
 use bed::load::{client, contact, id, message};
 use bed::{Database, connect, options, run};
 use fleethold_mysql::{MysqlOptions, MysqlStore};
+use fleethold_proto::fleetspeak::Label;
 use fleethold_store::{
     ClientData, ClientStore, ContactId, ErrorKind, ManualClock, MessageStore, Outcome, Random,
     ServiceLimits, Store,
@@ -416,4 +417,51 @@ async fn call_that_gets_no_connection_says_so() {
     storing.await.unwrap().unwrap();
     store.get_client_data(client(1)).await.unwrap();
     store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_of_many_callers_are_added_together_and_one_that_exists_fails_alone() {
+    for cut in [None, Some(Cut::BeforeRequest), Some(Cut::AfterAnswer)] {
+        let Counted {
+            store,
+            proxy,
+            database: _database,
+        } = counted(5).await;
+        let data = |number: u64| ClientData {
+            key: number.to_be_bytes().to_vec().into(),
+            labels: vec![Label {
+                service_name: "client".into(),
+                label: format!("label {number}"),
+            }],
+            blacklisted: number.is_multiple_of(2),
+        };
+        let add = |numbers: std::ops::RangeInclusive<u64>| {
+            let adding = numbers.map(|number| {
+                let (store, data) = (store.clone(), data(number));
+                async move { store.add_client(client(number), &data).await }
+            });
+            join_all(adding)
+        };
+        let before = proxy.round_trips();
+        if let Some(cut) = cut {
+            proxy.cut_on(&b"COMMIT"[..], cut);
+        }
+        for added in add(6..=69).await {
+            added.unwrap();
+        }
+        let spent = proxy.round_trips() - before;
+        println!("{spent} round trips for 64 clients, {cut:?}");
+        assert!(cut.is_some() || spent <= 4, "{spent}");
+        let answers = add(60..=80).await;
+        for (number, answer) in (60..=80).zip(answers) {
+            let kind = answer.err().map(|error| error.kind());
+            let expected = (number < 70).then_some(ErrorKind::AlreadyExists);
+            assert_eq!(kind, expected, "client {number}");
+        }
+        for number in 6..=80 {
+            let found = store.get_client_data(client(number)).await.unwrap();
+            assert_eq!(found, data(number));
+        }
+        store.close().await.unwrap();
+    }
 }

@@ -1,0 +1,212 @@
+//! New clients, those of many callers in one transaction.
+//!
+//! As with [contacts](crate::grouped), a group adds all its clients or is given
+//! up, and each caller adds its own.
+
+use std::sync::Arc;
+
+use fleethold_store::gather::{GatherLimits, Job};
+use fleethold_store::{ClientData, ClientId, Error, ErrorKind, Result};
+use futures::FutureExt;
+
+use crate::clients::insert_labels_of;
+use crate::error::{Verdict, Worked, code};
+use crate::grouped::shared_error;
+use crate::sql::{Batch, List, Value, slices};
+use crate::transaction::{Shared, Tx};
+
+pub(crate) const LIMITS: GatherLimits = GatherLimits {
+    batches: 2,
+    jobs: 64,
+    weight: 1024 * 1024,
+};
+
+/// A client on its way into the database.
+#[derive(Clone, Debug)]
+pub(crate) struct Enrolment(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    id: ClientId,
+    data: ClientData,
+    now_nanos: i64,
+}
+
+/// What became of a client in a group.
+#[derive(Debug)]
+pub(crate) enum Added {
+    Done(Result<()>),
+    /// Its caller must add it; perhaps the group has done it already.
+    Alone {
+        replayed: bool,
+    },
+}
+
+/// What became of a group.
+enum Group {
+    Added,
+    GivenUp { replayed: bool },
+}
+
+impl Enrolment {
+    /// Takes labels that are sorted.
+    pub(crate) fn new(id: ClientId, data: ClientData, now_nanos: i64) -> Self {
+        Self(Arc::new(Parts {
+            id,
+            data,
+            now_nanos,
+        }))
+    }
+}
+
+impl Job for Enrolment {
+    type Key = ClientId;
+
+    fn keys(&self) -> impl Iterator<Item = ClientId> {
+        std::iter::once(self.0.id)
+    }
+
+    fn weight(&self) -> usize {
+        let labels = self.0.data.labels.iter();
+        let labels = labels.map(|label| 100 + label.service_name.len() + label.label.len());
+        200 + 2 * (self.0.data.key.len() + labels.sum::<usize>())
+    }
+}
+
+impl Shared {
+    /// Adds a client, perhaps together with others.
+    pub(crate) async fn add_client(
+        self: &Arc<Self>,
+        operation: &'static str,
+        enrolment: Enrolment,
+    ) -> Result<()> {
+        self.check_open(operation)?;
+        self.settle().await;
+        let shared = Arc::clone(self);
+        let added = self.enrolments.run(enrolment.clone(), move |enrolments| {
+            let shared = Arc::clone(&shared);
+            async move { shared.add_clients(operation, enrolments).await }
+        });
+        match added.await {
+            Some(Added::Done(done)) => done,
+            Some(Added::Alone { replayed }) => self.add_alone(operation, enrolment, replayed).await,
+            None => Err(Error::new(
+                ErrorKind::Internal,
+                operation,
+                "the call ended badly",
+            )),
+        }
+    }
+
+    async fn add_clients(
+        &self,
+        operation: &'static str,
+        mut enrolments: Vec<Enrolment>,
+    ) -> Vec<Added> {
+        if enrolments.len() == 1
+            && let Some(enrolment) = enrolments.pop()
+        {
+            let added = self.add_alone(operation, enrolment, false).await;
+            return vec![Added::Done(added)];
+        }
+        let count = enrolments.len();
+        // Groups of several servers lock clients in the same order.
+        enrolments.sort_unstable_by_key(|enrolment| enrolment.0.id);
+        let group = self.write_settled(operation, false, enrolments, |enrolments, tx| {
+            async move { add_group(tx, enrolments).await }.boxed()
+        });
+        let all = |added: &dyn Fn() -> Added| (0..count).map(|_| added()).collect();
+        match group.await {
+            Ok(Group::Added) => all(&|| Added::Done(Ok(()))),
+            Ok(Group::GivenUp { replayed }) => all(&|| Added::Alone { replayed }),
+            Err(error) => {
+                let error = Arc::new(error);
+                all(&|| Added::Done(Err(shared_error(operation, &error))))
+            }
+        }
+    }
+
+    async fn add_alone(
+        &self,
+        operation: &'static str,
+        enrolment: Enrolment,
+        replayed: bool,
+    ) -> Result<()> {
+        self.write_settled(operation, replayed, enrolment, move |enrolment, tx| {
+            async move { add_one(tx, &enrolment.0, operation).await }.boxed()
+        })
+        .await
+    }
+}
+
+async fn add_group(tx: &mut Tx, enrolments: &[Enrolment]) -> Worked<Group> {
+    let mut batch = Batch::default();
+    add(&mut batch, enrolments.iter().map(|enrolment| &*enrolment.0));
+    match tx.commit(batch).await {
+        Ok(_) => Ok(Group::Added),
+        // One that exists, perhaps because an earlier attempt has added all.
+        Err(failure) if matches!(failure.verdict(), Verdict::Conflict | Verdict::Final(..)) => {
+            let clients = enrolments.len();
+            tracing::debug!(clients, ?failure, "each caller adds its own client");
+            Ok(Group::GivenUp {
+                replayed: tx.replayed(),
+            })
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+async fn add_one(tx: &mut Tx, parts: &Parts, operation: &'static str) -> Worked<()> {
+    let mut batch = Batch::default();
+    add(&mut batch, std::iter::once(parts));
+    match tx.commit(batch).await {
+        Err(failure) if failure.is_server(code::DUPLICATE_KEY) => {
+            if tx.replayed() && has_key(tx, parts.id, &parts.data.key).await? {
+                return Ok(());
+            }
+            let detail = format!("client {} exists", parts.id);
+            Err(Error::new(ErrorKind::AlreadyExists, operation, detail).into())
+        }
+        added => added.map(drop),
+    }
+}
+
+fn add<'a>(batch: &mut Batch, all: impl Iterator<Item = &'a Parts>) {
+    let all: Vec<_> = all.collect();
+    for slice in slices(&all, |parts| 50 + parts.data.key.len()) {
+        let rows = slice.iter().map(|parts| {
+            [
+                Value::Bytes(parts.id.as_bytes()),
+                Value::Bytes(&parts.data.key),
+                Value::Int(parts.data.blacklisted.into()),
+                Value::Int(parts.now_nanos),
+            ]
+        });
+        let rows = List::rows("(?, ?, ?, ?)", ", ", rows);
+        batch.add(ADD_CLIENTS, &[Value::List(&rows)]);
+    }
+    let labels: Vec<_> = all
+        .iter()
+        .flat_map(|parts| parts.data.labels.iter().map(|label| (parts.id, label)))
+        .collect();
+    insert_labels_of(batch, &labels);
+}
+
+const ADD_CLIENTS: &str = "\
+-- add_client
+INSERT INTO clients (client_id, client_key, blacklisted, last_contact_time) VALUES ?";
+
+async fn has_key(tx: &mut Tx, id: ClientId, key: &[u8]) -> Worked<bool> {
+    tx.roll_back_and_go_on().await?;
+    let replies = tx
+        .run(Batch::of(
+            HAS_KEY,
+            &[Value::Bytes(id.as_bytes()), Value::Bytes(key)],
+        ))
+        .await?;
+    Ok(replies.iter().any(|reply| !reply.rows.is_empty()))
+}
+
+const HAS_KEY: &str = "\
+-- add_client (replayed)
+SELECT 1 FROM clients WHERE client_id = ? AND client_key = ?";
