@@ -135,13 +135,15 @@ where
     .expect("it does not panic")
 }
 
-/// Options for tests: a dropped call is waited for as long as it takes.
+/// Options for tests: a dropped call, or a connection, is waited for as long as it takes.
 pub(crate) fn options() -> MysqlOptions {
     MysqlOptions {
         connections: 8.try_into().expect("not zero"),
         takeover: Takeover::No,
         lock_wait: Duration::from_secs(2),
         settle: Duration::from_secs(20),
+        // Other tests use the machine, too.
+        wait_limit: Duration::from_secs(60),
         ..MysqlOptions::default()
     }
 }
