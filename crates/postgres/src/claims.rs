@@ -4,6 +4,8 @@
 //! somebody else is claiming are skipped, and the claim is real only after the
 //! commit. A claim whose commit was lost finds its messages by its token.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::Message;
 use fleethold_store::clock::{epoch_micros, timestamp};
@@ -23,7 +25,7 @@ const MOST_DELAYS: u32 = 100;
 
 impl Shared {
     pub(crate) async fn claim_client_messages(
-        &self,
+        self: &Arc<Self>,
         client: ClientId,
         limit: u64,
         service_limits: Option<&ServiceLimits>,
@@ -39,6 +41,9 @@ impl Shared {
         let accepts_all = service_limits.is_none();
         if limit == 0 || (services.is_empty() && !accepts_all) {
             self.check_open(OPERATION)?;
+            return Ok(Vec::new());
+        }
+        if !self.may_wait(OPERATION, client).await? {
             return Ok(Vec::new());
         }
         let token = self.token();

@@ -1,6 +1,7 @@
 //! Clients: keys, labels, blacklist; and the methods about contacts and usage.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,9 +19,10 @@ use tokio_postgres::Row;
 
 use crate::PostgresStore;
 use crate::contacts::{ContactKey, NewContact};
-use crate::incoming::{NewMessages, store};
+use crate::incoming::NewMessages;
 use crate::query::{BOOL, BYTES, BYTES_LIST, LONG, Query, Values, list};
 use crate::rows::{self, unreadable};
+use crate::together::NewContactData;
 
 /// How many rows a stream reads at a time.
 const PAGE: usize = 1_000;
@@ -176,23 +178,16 @@ impl ClientStore for PostgresStore {
     ) -> Result<ContactId> {
         const OPERATION: &str = "store_contact";
         let record = ContactRecord::parse(OPERATION, contact)?;
-        let new = NewMessages::parse(OPERATION, messages)?;
-        let columns = self.shared.columns(&new);
+        let new = Arc::new(NewMessages::parse(OPERATION, messages)?);
         let contact = NewContact::new(record, &self.shared);
-        self.shared
-            .write(OPERATION, |tx| {
-                let (contact, columns) = (&contact, &columns);
-                async move {
-                    contact.record(&tx, OPERATION, messages.is_empty()).await?;
-                    if messages.is_empty() {
-                        return Ok(());
-                    }
-                    store(tx, columns, Some(contact.key)).await
-                }
-            })
-            .await?;
+        let key = contact.key;
+        let data = NewContactData {
+            contact,
+            new: Arc::clone(&new),
+        };
+        self.shared.store_contact(OPERATION, data).await?;
         self.shared.tell(&new);
-        Ok(contact.key.text())
+        Ok(key.text())
     }
 
     async fn list_client_contacts(&self, id: ClientId) -> Result<Vec<ClientContact>> {

@@ -8,8 +8,9 @@ use fleethold_store::record::ContactRecord;
 use fleethold_store::{ClientId, ContactId, Error, MessageId, Random, Result};
 
 use crate::Shared;
+use crate::clients::unknown;
 use crate::error::Worked;
-use crate::query::{BYTES, BYTES_LIST, INT, LONG, Query, Values, list};
+use crate::query::{BYTES, BYTES_LIST, INT, INT_LIST, LONG, LONG_LIST, Query, Values, list};
 use crate::rows::{self, unreadable};
 use crate::transactions::Tx;
 
@@ -82,8 +83,8 @@ pub(crate) fn first_id(time_nanos: i64) -> [u8; 8] {
 
 /// A contact that gets recorded now.
 pub(crate) struct NewContact {
-    record: ContactRecord,
-    time_nanos: i64,
+    pub(crate) record: ContactRecord,
+    pub(crate) time_nanos: i64,
     pub(crate) key: ContactKey,
 }
 
@@ -96,6 +97,10 @@ impl NewContact {
             record,
             time_nanos,
         }
+    }
+
+    pub(crate) fn client(&self) -> ClientId {
+        self.record.client_id
     }
 
     /// Records the contact; commits if it is `last`.
@@ -120,8 +125,7 @@ impl NewContact {
             tx.rows(&RECORD, values).await?
         };
         if rows.is_empty() {
-            let detail = format!("client {} does not exist", record.client_id);
-            return Err(Error::not_found(operation, detail).into());
+            return Err(unknown(operation, record.client_id).into());
         }
         Ok(())
     }
@@ -143,6 +147,42 @@ WITH client AS (
 )
 SELECT 1 FROM client",
     types: &[BYTES, BYTES, LONG, LONG, LONG, BYTES, BYTES, LONG, INT],
+};
+
+/// As [`RECORD`], for many clients; returns those that exist.
+pub(crate) const RECORD_MANY: Query = Query {
+    sql: "\
+-- record_client_contact (many)
+WITH input AS (
+    SELECT
+        client_id, contact_id, time_nanos, nonce_sent, nonce_received, address, streaming_to,
+        clock_seconds, clock_nanos
+    FROM unnest(
+        $1::bytea[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[],
+        $7::bytea[], $8::bigint[], $9::integer[]
+    ) AS given (
+        client_id, contact_id, time_nanos, nonce_sent, nonce_received, address, streaming_to,
+        clock_seconds, clock_nanos
+    )
+), client AS (
+    UPDATE clients
+    SET last_contact_nanos = input.time_nanos, last_contact_address = input.address,
+        last_contact_streaming_to = input.streaming_to,
+        last_clock_seconds = input.clock_seconds, last_clock_nanos = input.clock_nanos
+    FROM input
+    WHERE clients.client_id = ANY($1) AND clients.client_id = input.client_id
+    RETURNING clients.client_id
+), contact AS (
+    INSERT INTO contacts (client_id, contact_id, time_nanos, nonce_sent, nonce_received, address)
+    SELECT client.client_id, contact_id, time_nanos, nonce_sent, nonce_received, address
+    FROM client JOIN input ON input.client_id = client.client_id
+    ON CONFLICT DO NOTHING
+)
+SELECT client_id FROM client",
+    types: &[
+        BYTES_LIST, BYTES_LIST, LONG_LIST, LONG_LIST, LONG_LIST, BYTES_LIST, BYTES_LIST, LONG_LIST,
+        INT_LIST,
+    ],
 };
 
 impl Shared {

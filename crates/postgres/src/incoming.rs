@@ -11,7 +11,7 @@ use tokio_postgres::Row;
 use crate::Shared;
 use crate::contacts::ContactKey;
 use crate::error::Worked;
-use crate::query::{BOOL, BYTES, BYTES_LIST, INT_LIST, LONG_LIST, Query, Values};
+use crate::query::{BOOL, BYTES_LIST, INT_LIST, LONG_LIST, Query, Values};
 use crate::transactions::Tx;
 
 /// A longer payload is stored in pieces.
@@ -20,12 +20,33 @@ pub(crate) const CHUNK_BYTES: usize = 512 * 1024;
 
 impl Shared {
     /// Returns the columns of new messages, due as messages are that come by themselves.
-    pub(crate) fn columns<'a>(&self, new: &'a NewMessages) -> Columns<'a> {
+    pub(crate) fn columns<'a>(
+        &self,
+        new: &'a NewMessages,
+        contact: Option<&'a ContactKey>,
+    ) -> Columns<'a> {
+        self.columns_of_all(std::iter::once((new, contact)))
+    }
+
+    /// As [`columns`](Self::columns), of several calls that share no message.
+    pub(crate) fn columns_of_all<'a>(
+        &self,
+        calls: impl Iterator<Item = (&'a NewMessages, Option<&'a ContactKey>)>,
+    ) -> Columns<'a> {
         let now_micros = epoch_micros(self.clock.now());
-        Columns::of(&new.records, |record| match record.destination_client {
-            Some(_) => now_micros,
-            None => epoch_micros(self.clock.server_retry_time(0)),
-        })
+        let mut messages: Vec<_> = calls
+            .flat_map(|(new, contact)| new.records.iter().map(move |record| (record, contact)))
+            .collect();
+        messages.sort_by_key(|(record, _)| record.id);
+        let mut columns = Columns::default();
+        for (record, contact) in messages {
+            let due_micros = match record.destination_client {
+                Some(_) => now_micros,
+                None => epoch_micros(self.clock.server_retry_time(0)),
+            };
+            columns.push(record, due_micros, contact);
+        }
+        columns
     }
 
     /// Tells other servers for whom something waits now.
@@ -74,6 +95,9 @@ impl NewMessages {
 pub(crate) struct Columns<'a> {
     homes: Vec<&'a [u8]>,
     ids: Vec<&'a [u8]>,
+    /// The contacts that the messages are linked to.
+    contact_clients: Vec<Option<&'a [u8]>>,
+    contact_ids: Vec<Option<&'a [u8]>>,
     source_clients: Vec<Option<&'a [u8]>>,
     source_services: Vec<&'a [u8]>,
     source_message_ids: Vec<&'a [u8]>,
@@ -123,12 +147,21 @@ impl<'a> Columns<'a> {
     ) -> Self {
         let mut columns = Self::default();
         for record in records {
-            columns.push(record, due_micros(record));
+            columns.push(record, due_micros(record), None);
         }
         columns
     }
 
-    fn push(&mut self, record: &'a MessageRecord, due_micros: i64) {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    fn push(
+        &mut self,
+        record: &'a MessageRecord,
+        due_micros: i64,
+        contact: Option<&'a ContactKey>,
+    ) {
         let client = |client: &'a Option<ClientId>| client.as_ref().map(AsRef::as_ref);
         let destination: Option<&[u8]> = client(&record.destination_client);
         let home = destination
@@ -136,6 +169,8 @@ impl<'a> Columns<'a> {
             .unwrap_or_default();
         self.homes.push(home);
         self.ids.push(record.id.as_ref());
+        self.contact_clients.push(contact.map(ContactKey::client));
+        self.contact_ids.push(contact.map(ContactKey::id));
         self.source_clients.push(client(&record.source_client));
         self.source_services.push(record.source_service.as_bytes());
         self.source_message_ids.push(&record.source_message_id);
@@ -202,11 +237,9 @@ pub(crate) fn failure(result: &ResultRecord) -> Option<&[u8]> {
     result.failure.as_ref().map(String::as_bytes)
 }
 
-/// Stores new messages or new results, links all of them to `contact`, and commits.
-pub(crate) async fn store(tx: Tx, new: &Columns<'_>, contact: Option<ContactKey>) -> Worked<()> {
-    let contact = contact.as_ref();
-    let (client, contact_id) = (contact.map(ContactKey::client), contact.map(ContactKey::id));
-    let messages = new.messages(&client, &contact_id, &false);
+/// Stores new messages or new results, links them to their contacts, and commits.
+pub(crate) async fn store(tx: Tx, new: &Columns<'_>) -> Worked<()> {
+    let messages = new.messages(&false);
     let mut batch: Vec<(&Query, Values<'_>)> = vec![(&STORE, &messages)];
     let (for_clients, for_server) = (new.for_clients.values(), new.for_server.values());
     let chunks = new.chunks.values();
@@ -215,8 +248,8 @@ pub(crate) async fn store(tx: Tx, new: &Columns<'_>, contact: Option<ContactKey>
     if !new.done.is_empty() {
         batch.push((&SETTLE, done));
     }
-    let links: Values<'_> = &[&client, &contact_id, &new.ids];
-    if contact.is_some() {
+    let links: Values<'_> = &[&new.contact_clients, &new.contact_ids, &new.ids];
+    if new.contact_ids.iter().any(Option::is_some) {
         batch.push((&LINK, links));
     }
     tx.finish(&batch).await.map(drop)
@@ -229,8 +262,7 @@ pub(crate) async fn insert(
     first: &[(&Query, Values<'_>)],
     new: &Columns<'_>,
 ) -> Worked<Vec<Vec<Row>>> {
-    let nobody: (Option<&[u8]>, Option<&[u8]>) = (None, None);
-    let messages = new.messages(&nobody.0, &nobody.1, &true);
+    let messages = new.messages(&true);
     let mut batch = first.to_vec();
     batch.push((&STORE, &messages));
     let (for_clients, for_server) = (new.for_clients.values(), new.for_server.values());
@@ -242,12 +274,7 @@ pub(crate) async fn insert(
 pub(crate) type Parameter<'v> = &'v (dyn tokio_postgres::types::ToSql + Sync);
 
 impl Columns<'_> {
-    fn messages<'v>(
-        &'v self,
-        client: &'v Option<&'v [u8]>,
-        contact: &'v Option<&'v [u8]>,
-        only_new: &'v bool,
-    ) -> [Parameter<'v>; 18] {
+    fn messages<'v>(&'v self, only_new: &'v bool) -> [Parameter<'v>; 18] {
         [
             &self.homes,
             &self.ids,
@@ -264,8 +291,8 @@ impl Columns<'_> {
             &self.processed_seconds,
             &self.processed_nanos,
             &self.failures,
-            client,
-            contact,
+            &self.contact_clients,
+            &self.contact_ids,
             only_new,
         ]
     }
@@ -328,18 +355,20 @@ SELECT
     message_id, source_client, source_service, source_message_id, destination_client,
     destination_service, message_type, creation_seconds, creation_nanos, validation_info,
     annotations,
-    CASE WHEN source_client = $16 THEN (
-        SELECT contact_id FROM contacts WHERE contacts.client_id = $16 AND contact_id = $17
+    CASE WHEN source_client = input.contact_client THEN (
+        SELECT contacts.contact_id FROM contacts
+        WHERE contacts.client_id = input.contact_client AND contacts.contact_id = input.contact_id
     ) END,
     processed_seconds, processed_nanos, failure
 FROM unnest(
     $1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bytea[],
     $8::bytea[], $9::bigint[], $10::integer[], $11::bytea[], $12::bytea[], $13::bigint[],
-    $14::integer[], $15::bytea[]
+    $14::integer[], $15::bytea[], $16::bytea[], $17::bytea[]
 ) AS input (
     client_id, message_id, source_client, source_service, source_message_id,
     destination_client, destination_service, message_type, creation_seconds, creation_nanos,
-    validation_info, annotations, processed_seconds, processed_nanos, failure
+    validation_info, annotations, processed_seconds, processed_nanos, failure, contact_client,
+    contact_id
 )
 ON CONFLICT (message_id, client_id) DO UPDATE
 SET processed_seconds = excluded.processed_seconds,
@@ -350,7 +379,7 @@ AND (excluded.failure IS NULL OR known.processed_seconds IS NULL)",
     types: &[
         BYTES_LIST, BYTES_LIST, BYTES_LIST, BYTES_LIST, BYTES_LIST, BYTES_LIST, BYTES_LIST,
         BYTES_LIST, LONG_LIST, INT_LIST, BYTES_LIST, BYTES_LIST, LONG_LIST, INT_LIST, BYTES_LIST,
-        BYTES, BYTES, BOOL,
+        BYTES_LIST, BYTES_LIST, BOOL,
     ],
 };
 
@@ -431,15 +460,21 @@ DELETE FROM payload_chunks WHERE message_id = ANY($1)",
     types: &[BYTES_LIST],
 };
 
-/// Links messages to a contact that exists, those that it brought excepted.
+/// Links messages to contacts that exist, those that they brought excepted.
 const LINK: Query = Query {
     sql: "\
 -- store_messages (link)
 INSERT INTO contact_messages (client_id, contact_id, message_id)
-SELECT contacts.client_id, contacts.contact_id, messages.message_id
-FROM contacts CROSS JOIN messages
-WHERE contacts.client_id = $1 AND contacts.contact_id = $2 AND messages.message_id = ANY($3)
-AND messages.contact_id IS DISTINCT FROM $2
+SELECT contacts.client_id, contacts.contact_id, input.message_id
+FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) AS input (client_id, contact_id, message_id)
+CROSS JOIN LATERAL (
+    SELECT client_id, contact_id FROM contacts
+    WHERE contacts.client_id = input.client_id AND contacts.contact_id = input.contact_id LIMIT 1
+) AS contacts
+CROSS JOIN LATERAL (
+    SELECT contact_id FROM messages WHERE messages.message_id = input.message_id LIMIT 1
+) AS messages
+WHERE messages.contact_id IS DISTINCT FROM contacts.contact_id
 ON CONFLICT DO NOTHING",
-    types: &[BYTES, BYTES, BYTES_LIST],
+    types: &[BYTES_LIST, BYTES_LIST, BYTES_LIST],
 };

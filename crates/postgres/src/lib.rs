@@ -59,6 +59,7 @@ mod pool;
 mod query;
 mod rows;
 mod tls;
+mod together;
 mod transactions;
 mod usage;
 
@@ -80,6 +81,7 @@ pub use options::{Isolation, OnCommit, PostgresOptions, UrlError};
 use dropped::Dropped;
 use notify::Hints;
 use pool::Connections;
+use together::Together;
 
 /// A store in a PostgreSQL database; clones share it.
 #[derive(Clone, Debug)]
@@ -112,6 +114,7 @@ impl PostgresStore {
                 connections,
                 dropped: Arc::default(),
                 hints,
+                together: Together::new(),
                 options,
                 running: TaskTracker::new(),
                 closed: AtomicBool::new(false),
@@ -171,6 +174,7 @@ struct Shared {
     /// Transactions that dropped calls have left.
     dropped: Arc<Dropped>,
     hints: Option<Hints>,
+    together: Together,
     options: PostgresOptions,
     /// Calls that have not returned.
     running: TaskTracker,

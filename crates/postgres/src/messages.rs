@@ -25,7 +25,7 @@ use crate::transactions::Tx;
 use crate::{PostgresStore, Shared};
 
 /// More messages than this may take longer.
-const MANY: usize = 1_000;
+pub(crate) const MANY: usize = 1_000;
 
 #[async_trait]
 impl MessageStore for PostgresStore {
@@ -42,14 +42,14 @@ impl MessageStore for PostgresStore {
         if new.records.is_empty() {
             return self.shared.check_open(OPERATION);
         }
-        let columns = self.shared.columns(&new);
+        let columns = self.shared.columns(&new, contact.as_ref());
         if new.records.len() > MANY {
             self.shared
-                .write_many(OPERATION, |tx| store(tx, &columns, contact))
+                .write_many(OPERATION, |tx| store(tx, &columns))
                 .await?;
         } else {
             self.shared
-                .write(OPERATION, |tx| store(tx, &columns, contact))
+                .write(OPERATION, |tx| store(tx, &columns))
                 .await?;
         }
         self.shared.tell(&new);

@@ -58,6 +58,9 @@ pub struct PostgresOptions {
     /// Whether servers tell each other of new messages through the database, and
     /// one more connection listens for that.
     pub listen: bool,
+    /// Whether contacts of many agents at once share a transaction. Engines that
+    /// send a statement to where its one client lives are faster without.
+    pub together: bool,
     /// How often and how much the message processor gets.
     pub processor: ProcessorOptions,
     /// For tests: makes commits fail.
@@ -87,8 +90,8 @@ impl PostgresOptions {
     /// Besides the parameters of PostgreSQL's own libraries, there are
     /// `pool_size` (a number), `isolation` (`read-committed`, `repeatable-read`,
     /// `serializable`), `statement_cache` (`on`; `off` behind a pooler that lends
-    /// connections per transaction, which also turns `listen` off) and `listen`
-    /// (`on`, `off`).
+    /// connections per transaction, which also turns `listen` off), `listen`
+    /// (`on`, `off`) and `together` (`on`, `off`).
     ///
     /// # Errors
     /// With what is wrong; the text never holds the password.
@@ -107,6 +110,7 @@ impl PostgresOptions {
             isolation: Isolation::default(),
             prepared: true,
             listen: true,
+            together: true,
             processor: ProcessorOptions::default(),
             on_commit: None,
         };
@@ -128,6 +132,7 @@ impl PostgresOptions {
                 "isolation" => options.isolation = text.parse()?,
                 "statement_cache" => options.prepared = is_on(name, &text)?,
                 "listen" => listen = Some(is_on(name, &text)?),
+                "together" => options.together = is_on(name, &text)?,
                 _ => rest.push(parameter),
             }
         }

@@ -16,6 +16,7 @@ use tokio_postgres::{Row, Statement};
 use crate::Shared;
 use crate::dropped::{Dropped, Left, SOON};
 use crate::error::{Commit, Failure, Worked, is_lost, spoils};
+use crate::messages::MANY;
 use crate::pool::Connections;
 use crate::query::{Query, Values};
 
@@ -43,7 +44,26 @@ impl Shared {
         T: Send,
         F: Future<Output = Worked<T>> + Send,
     {
+        self.together.settle().await;
         let limit = self.options.call_limit;
+        self.run(operation, Kind::Write(Replay::Safe), limit, body)
+            .await
+    }
+
+    /// As [`write`](Self::write), for a transaction of one or more calls that
+    /// were gathered and waited already for those before them.
+    pub(crate) async fn write_gathered<T, F>(
+        &self,
+        operation: &'static str,
+        messages: usize,
+        body: impl Fn(Tx) -> F + Send,
+    ) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Worked<T>> + Send,
+    {
+        let factor = if messages > MANY { LONG_CALL } else { 1 };
+        let limit = self.options.call_limit * factor;
         self.run(operation, Kind::Write(Replay::Safe), limit, body)
             .await
     }
@@ -58,6 +78,7 @@ impl Shared {
         T: Send,
         F: Future<Output = Worked<T>> + Send,
     {
+        self.together.settle().await;
         let limit = self.options.call_limit;
         self.run(operation, Kind::Write(Replay::Unsafe), limit, body)
             .await
@@ -73,6 +94,7 @@ impl Shared {
         T: Send,
         F: Future<Output = Worked<T>> + Send,
     {
+        self.together.settle().await;
         let limit = self.options.call_limit * LONG_CALL;
         self.run(operation, Kind::Write(Replay::Safe), limit, body)
             .await

@@ -111,6 +111,19 @@ impl Error {
         self
     }
 
+    /// Makes the same error for another caller of the same work; its cause is
+    /// kept as text.
+    #[must_use]
+    pub fn for_another(&self) -> Self {
+        Self {
+            kind: self.kind,
+            outcome: self.outcome,
+            operation: self.operation,
+            detail: self.detail.clone(),
+            source: self.source.as_ref().map(|cause| cause.to_string().into()),
+        }
+    }
+
     /// Returns what the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         self.kind

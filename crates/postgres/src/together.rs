@@ -1,0 +1,315 @@
+//! Calls of many agents at once in one transaction: a commit and two statements
+//! for all of them cost hardly more than for one.
+//!
+//! Whoever comes alone goes alone, and so does everybody of a batch that the
+//! database refuses: nobody suffers for another's call.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use fleethold_store::gather::{Gather, GatherLimits, Job};
+use fleethold_store::{ClientId, Error, ErrorKind, Result};
+
+use crate::Shared;
+use crate::clients::unknown;
+use crate::contacts::{NewContact, RECORD_MANY};
+use crate::dropped::SOON;
+use crate::incoming::{NewMessages, Parameter, store};
+use crate::query::{BYTES_LIST, Query, list};
+use crate::transactions::Tx;
+
+/// Two: while the database syncs one batch, the next is being sent.
+const BATCHES: usize = 2;
+const MOST_CALLS: usize = 64;
+const MOST_BATCH_BYTES: usize = 1024 * 1024;
+/// What a row costs besides its payload.
+const ROW_BYTES: usize = 512;
+
+/// Calls that wait for each other.
+#[derive(Debug)]
+pub(crate) struct Together {
+    contacts: Gather<NewContactData, Result<()>>,
+    claims: Gather<Asked, Result<bool>>,
+}
+
+impl Together {
+    pub(crate) fn new() -> Self {
+        let limits = GatherLimits {
+            batches: BATCHES,
+            jobs: MOST_CALLS,
+            weight: MOST_BATCH_BYTES,
+        };
+        Self {
+            contacts: Gather::new(limits),
+            claims: Gather::new(limits),
+        }
+    }
+
+    /// Waits for what dropped calls have left.
+    pub(crate) async fn settle(&self) {
+        self.contacts.settle(SOON).await;
+    }
+}
+
+/// A contact with its messages.
+pub(crate) struct NewContactData {
+    pub(crate) contact: NewContact,
+    pub(crate) new: Arc<NewMessages>,
+}
+
+impl Job for NewContactData {
+    /// A client's id, padded, or a message's.
+    type Key = [u8; 32];
+
+    fn keys(&self) -> impl Iterator<Item = Self::Key> {
+        let mut client = [0; 32];
+        client[..ClientId::BYTES].copy_from_slice(self.contact.key.client());
+        let messages = self.new.records.iter().map(|record| *record.id.as_bytes());
+        std::iter::once(client).chain(messages)
+    }
+
+    fn weight(&self) -> usize {
+        let bytes = self
+            .new
+            .records
+            .iter()
+            .map(|record| ROW_BYTES + record.data.as_ref().map_or(0, |data| data.value.len()));
+        ROW_BYTES + bytes.sum::<usize>()
+    }
+}
+
+impl Shared {
+    /// Stores a contact with its messages, all or nothing.
+    pub(crate) async fn store_contact(
+        self: &Arc<Self>,
+        operation: &'static str,
+        data: NewContactData,
+    ) -> Result<()> {
+        // Kept to the end: `close` waits for all calls that found the store open.
+        let _running = self.running.token();
+        self.check_open(operation)?;
+        if !self.options.together {
+            return self.store_one(operation, &data).await;
+        }
+        self.together.settle().await;
+        let shared = Arc::clone(self);
+        let run = self.together.contacts.run(data, move |batch| {
+            let shared = Arc::clone(&shared);
+            async move { shared.store_batch(operation, batch).await }
+        });
+        run.await.unwrap_or_else(|| Err(ended_badly(operation)))
+    }
+
+    async fn store_batch(
+        &self,
+        operation: &'static str,
+        batch: Vec<NewContactData>,
+    ) -> Vec<Result<()>> {
+        if let [one] = &batch[..] {
+            return vec![self.store_one(operation, one).await];
+        }
+        let failure = match self.store_many(operation, &batch).await {
+            Ok(answers) => return answers,
+            Err(failure) => failure,
+        };
+        let mut answers = Vec::with_capacity(batch.len());
+        for data in &batch {
+            answers.push(if failure.is_retryable() {
+                Err(failure.for_another())
+            } else {
+                self.store_one(operation, data).await
+            });
+        }
+        answers
+    }
+
+    async fn store_one(&self, operation: &'static str, data: &NewContactData) -> Result<()> {
+        let contact = &data.contact;
+        let columns = self.columns(&data.new, Some(&contact.key));
+        let work = |tx: Tx| {
+            let columns = &columns;
+            async move {
+                contact.record(&tx, operation, columns.is_empty()).await?;
+                if columns.is_empty() {
+                    return Ok(());
+                }
+                store(tx, columns).await
+            }
+        };
+        self.write_gathered(operation, data.new.records.len(), work)
+            .await
+    }
+
+    /// Stores contacts of different clients with different messages; returns
+    /// which of the clients are unknown, and an error if nothing was stored.
+    async fn store_many(
+        &self,
+        operation: &'static str,
+        batch: &[NewContactData],
+    ) -> Result<Vec<Result<()>>> {
+        let contacts = Contacts::of(batch);
+        let messages = batch.iter().map(|data| data.new.records.len()).sum();
+        let work = |tx: Tx| {
+            let contacts = &contacts;
+            async move {
+                let values = contacts.values();
+                let rows = if messages == 0 {
+                    tx.last(&RECORD_MANY, &values).await?
+                } else {
+                    tx.rows(&RECORD_MANY, &values).await?
+                };
+                let mut known: Vec<Vec<u8>> = rows.iter().map(|row| row.get(0)).collect();
+                known.sort_unstable();
+                let is_known = |data: &NewContactData| {
+                    let client = data.contact.key.client();
+                    known
+                        .binary_search_by(|known| known[..].cmp(client))
+                        .is_ok()
+                };
+                if messages > 0 {
+                    let stored = batch.iter().filter(|data| is_known(data));
+                    let columns = self
+                        .columns_of_all(stored.map(|data| (&*data.new, Some(&data.contact.key))));
+                    if !columns.is_empty() {
+                        store(tx, &columns).await?;
+                    }
+                }
+                Ok(batch.iter().map(is_known).collect::<Vec<_>>())
+            }
+        };
+        let known = self.write_gathered(operation, messages, work).await?;
+        let answer = |(data, is_known): (&NewContactData, bool)| {
+            is_known
+                .then_some(())
+                .ok_or_else(|| unknown(operation, data.contact.client()))
+        };
+        Ok(batch.iter().zip(known).map(answer).collect())
+    }
+}
+
+/// The contacts of a batch as the parameters of a statement.
+#[derive(Default)]
+struct Contacts<'a> {
+    clients: Vec<&'a [u8]>,
+    ids: Vec<&'a [u8]>,
+    times_nanos: Vec<i64>,
+    nonces_sent: Vec<i64>,
+    nonces_received: Vec<i64>,
+    addresses: Vec<&'a [u8]>,
+    streaming_to: Vec<Option<&'a [u8]>>,
+    clock_seconds: Vec<Option<i64>>,
+    clock_nanos: Vec<Option<i32>>,
+}
+
+impl<'a> Contacts<'a> {
+    /// In the order of clients, in which all batches lock their rows.
+    fn of(batch: &'a [NewContactData]) -> Self {
+        let mut contacts: Vec<_> = batch.iter().map(|data| &data.contact).collect();
+        contacts.sort_unstable_by_key(|contact| contact.client());
+        let mut columns = Self::default();
+        for contact in contacts {
+            let record = &contact.record;
+            columns.clients.push(contact.key.client());
+            columns.ids.push(contact.key.id());
+            columns.times_nanos.push(contact.time_nanos);
+            columns.nonces_sent.push(record.nonce_sent.cast_signed());
+            columns
+                .nonces_received
+                .push(record.nonce_received.cast_signed());
+            columns.addresses.push(record.addr.as_bytes());
+            columns
+                .streaming_to
+                .push(record.streaming_to.as_ref().map(String::as_bytes));
+            columns
+                .clock_seconds
+                .push(record.client_clock.map(|clock| clock.seconds));
+            columns
+                .clock_nanos
+                .push(record.client_clock.map(|clock| clock.nanos));
+        }
+        columns
+    }
+
+    fn values(&self) -> [Parameter<'_>; 9] {
+        [
+            &self.clients,
+            &self.ids,
+            &self.times_nanos,
+            &self.nonces_sent,
+            &self.nonces_received,
+            &self.addresses,
+            &self.streaming_to,
+            &self.clock_seconds,
+            &self.clock_nanos,
+        ]
+    }
+}
+
+/// A client whose agent asks for messages.
+pub(crate) struct Asked(ClientId);
+
+impl Job for Asked {
+    type Key = ClientId;
+
+    /// Reads disturb nobody.
+    fn keys(&self) -> impl Iterator<Item = ClientId> {
+        std::iter::empty()
+    }
+
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+impl Shared {
+    /// Returns whether a claim may find something; who asks alone is told so,
+    /// because the claim itself costs him no more than this.
+    pub(crate) async fn may_wait(
+        self: &Arc<Self>,
+        operation: &'static str,
+        client: ClientId,
+    ) -> Result<bool> {
+        let _running = self.running.token();
+        self.check_open(operation)?;
+        if !self.options.together {
+            return Ok(true);
+        }
+        let shared = Arc::clone(self);
+        let run = self.together.claims.run(Asked(client), move |batch| {
+            let shared = Arc::clone(&shared);
+            async move { shared.which_wait(operation, &batch).await }
+        });
+        run.await.unwrap_or_else(|| Err(ended_badly(operation)))
+    }
+
+    async fn which_wait(&self, operation: &'static str, batch: &[Asked]) -> Vec<Result<bool>> {
+        if let [_] = batch {
+            return vec![Ok(true)];
+        }
+        let clients = list(batch.iter().map(|Asked(client)| client));
+        match self.read(operation, &WITH_PENDING, &[&clients]).await {
+            Ok(rows) => {
+                let found: HashSet<&[u8]> = rows.iter().map(|row| row.get(0)).collect();
+                let waits = |client: &&[u8]| Ok(found.contains(client));
+                clients.iter().map(waits).collect()
+            }
+            Err(failure) => batch.iter().map(|_| Err(failure.for_another())).collect(),
+        }
+    }
+}
+
+fn ended_badly(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Internal, operation, "the call ended badly")
+}
+
+// Any row, due or not: a backlog that is on its way is not walked.
+const WITH_PENDING: Query = Query {
+    sql: "\
+-- client_messages_for_processing (which)
+SELECT asked.client_id
+FROM unnest($1::bytea[]) AS asked (client_id)
+CROSS JOIN LATERAL (
+    SELECT 1 FROM client_pending WHERE client_pending.client_id = asked.client_id LIMIT 1
+) AS pending",
+    types: &[BYTES_LIST],
+};
