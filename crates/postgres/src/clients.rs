@@ -12,15 +12,16 @@ use fleethold_proto::fleetspeak::{Label, Message};
 use fleethold_store::clock::{epoch_nanos, timestamp_epoch_nanos, timestamp_from_epoch_nanos};
 use fleethold_store::record::{ContactRecord, UsageRecord, nanos_range, sorted_labels};
 use fleethold_store::{
-    ClientData, ClientId, ClientStore, ContactData, ContactId, Error, ErrorKind, MessageId, Result,
+    ClientData, ClientId, ClientStore, ContactData, ContactId, Error, MessageId, Result,
 };
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use tokio_postgres::Row;
 
 use crate::PostgresStore;
 use crate::contacts::{ContactKey, NewContact};
+use crate::enrolments::NewClient;
 use crate::incoming::NewMessages;
-use crate::query::{BOOL, BYTES, BYTES_LIST, LONG, Query, Values, list};
+use crate::query::{BYTES, BYTES_LIST, LONG, Query, Values, list};
 use crate::rows::{self, unreadable};
 use crate::together::NewContactData;
 
@@ -92,38 +93,14 @@ impl ClientStore for PostgresStore {
 
     async fn add_client(&self, id: ClientId, data: &ClientData) -> Result<()> {
         const OPERATION: &str = "add_client";
-        let labels = sorted_labels(OPERATION, &data.labels)?;
-        let (services, names) = columns(&labels);
-        let now_nanos = epoch_nanos(self.shared.clock.now());
-        let key: &[u8] = &data.key;
-        self.shared
-            .write(OPERATION, |tx| {
-                let (services, names) = (&services, &names);
-                async move {
-                    if tx.replays() {
-                        // A first contact of this client in the same nanosecond
-                        // would have been added with the same key.
-                        let values: Values<'_> = &[&id.as_ref(), &key, &now_nanos];
-                        if !tx.rows(&WAS_ADDED, values).await?.is_empty() {
-                            return Ok(());
-                        }
-                    }
-                    let values: Values<'_> = &[
-                        &id.as_ref(),
-                        &key,
-                        &data.blacklisted,
-                        &now_nanos,
-                        services,
-                        names,
-                    ];
-                    if tx.last(&ADD_CLIENT, values).await?.is_empty() {
-                        let detail = format!("client {id} exists");
-                        return Err(Error::new(ErrorKind::AlreadyExists, OPERATION, detail).into());
-                    }
-                    Ok(())
-                }
-            })
-            .await
+        let client = NewClient {
+            id,
+            key: data.key.clone(),
+            blacklisted: data.blacklisted,
+            labels: sorted_labels(OPERATION, &data.labels)?,
+            now_nanos: epoch_nanos(self.shared.clock.now()),
+        };
+        self.shared.add_client(client).await
     }
 
     async fn add_client_label(&self, id: ClientId, label: &Label) -> Result<()> {
@@ -367,33 +344,6 @@ FROM clients LEFT JOIN client_labels USING (client_id)
 WHERE clients.client_id = $1
 ORDER BY service, label",
     types: &[BYTES],
-};
-
-const ADD_CLIENT: Query = Query {
-    sql: "\
--- add_client
-WITH added AS (
-    INSERT INTO clients (
-        client_id, public_key, blacklisted, last_contact_nanos, last_contact_address
-    )
-    VALUES ($1, $2, $3, $4, '')
-    ON CONFLICT DO NOTHING
-    RETURNING client_id
-), labels AS (
-    INSERT INTO client_labels (client_id, service, label)
-    SELECT added.client_id, given.service, given.label
-    FROM added CROSS JOIN unnest($5::bytea[], $6::bytea[]) AS given (service, label)
-    ON CONFLICT DO NOTHING
-)
-SELECT 1 FROM added",
-    types: &[BYTES, BYTES, BOOL, LONG, BYTES_LIST, BYTES_LIST],
-};
-
-const WAS_ADDED: Query = Query {
-    sql: "\
--- add_client (again)
-SELECT 1 FROM clients WHERE client_id = $1 AND public_key = $2 AND last_contact_nanos = $3",
-    types: &[BYTES, BYTES, LONG],
 };
 
 const ADD_LABEL: Query = Query {

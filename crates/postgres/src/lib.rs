@@ -47,6 +47,7 @@ mod claims;
 mod clients;
 mod contacts;
 mod dropped;
+mod enrolments;
 mod error;
 mod files;
 mod incoming;

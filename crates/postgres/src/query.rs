@@ -21,6 +21,7 @@ pub(crate) const INT_LIST: Type = Type::INT4_ARRAY;
 pub(crate) const REAL: Type = Type::FLOAT4;
 pub(crate) const TEXT: Type = Type::TEXT;
 pub(crate) const BOOL: Type = Type::BOOL;
+pub(crate) const BOOL_LIST: Type = Type::BOOL_ARRAY;
 
 /// The values of a statement's parameters.
 pub(crate) type Values<'a> = &'a [&'a (dyn ToSql + Sync)];

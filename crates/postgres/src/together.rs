@@ -14,6 +14,7 @@ use crate::Shared;
 use crate::clients::unknown;
 use crate::contacts::{NewContact, RECORD_MANY};
 use crate::dropped::SOON;
+use crate::enrolments::NewClient;
 use crate::incoming::{NewMessages, Parameter, store};
 use crate::query::{BYTES_LIST, Query, list};
 use crate::transactions::Tx;
@@ -30,6 +31,7 @@ const ROW_BYTES: usize = 512;
 pub(crate) struct Together {
     contacts: Gather<NewContactData, Result<()>>,
     claims: Gather<Asked, Result<bool>>,
+    pub(crate) enrolments: Gather<NewClient, Result<()>>,
 }
 
 impl Together {
@@ -42,12 +44,13 @@ impl Together {
         Self {
             contacts: Gather::new(limits),
             claims: Gather::new(limits),
+            enrolments: Gather::new(limits),
         }
     }
 
     /// Waits for what dropped calls have left.
     pub(crate) async fn settle(&self) {
-        self.contacts.settle(SOON).await;
+        tokio::join!(self.contacts.settle(SOON), self.enrolments.settle(SOON));
     }
 }
 
@@ -298,7 +301,7 @@ impl Shared {
     }
 }
 
-fn ended_badly(operation: &'static str) -> Error {
+pub(crate) fn ended_badly(operation: &'static str) -> Error {
     Error::new(ErrorKind::Internal, operation, "the call ended badly")
 }
 

@@ -1,0 +1,200 @@
+//! New clients, many of them at once in one transaction.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fleethold_proto::fleetspeak::Label;
+use fleethold_store::gather::Job;
+use fleethold_store::{ClientId, Error, ErrorKind, Result};
+
+use crate::Shared;
+use crate::incoming::Parameter;
+use crate::query::{BOOL_LIST, BYTES_LIST, LONG_LIST, Query};
+use crate::together::ended_badly;
+use crate::transactions::Tx;
+
+const OPERATION: &str = "add_client";
+
+/// A client that is new.
+pub(crate) struct NewClient {
+    pub(crate) id: ClientId,
+    pub(crate) key: Bytes,
+    pub(crate) blacklisted: bool,
+    /// Each once, in order.
+    pub(crate) labels: Vec<Label>,
+    pub(crate) now_nanos: i64,
+}
+
+impl Job for NewClient {
+    type Key = ClientId;
+
+    fn keys(&self) -> impl Iterator<Item = ClientId> {
+        std::iter::once(self.id)
+    }
+
+    fn weight(&self) -> usize {
+        const ROW_BYTES: usize = 256;
+        let label = |label: &Label| ROW_BYTES + label.service_name.len() + label.label.len();
+        ROW_BYTES + self.key.len() + self.labels.iter().map(label).sum::<usize>()
+    }
+}
+
+impl Shared {
+    /// Adds a client with its labels, all or nothing.
+    pub(crate) async fn add_client(self: &Arc<Self>, client: NewClient) -> Result<()> {
+        let _running = self.running.token();
+        self.check_open(OPERATION)?;
+        self.together.settle().await;
+        if !self.options.together {
+            return self.add_one(client).await;
+        }
+        let shared = Arc::clone(self);
+        let run = self.together.enrolments.run(client, move |batch| {
+            let shared = Arc::clone(&shared);
+            async move { shared.add_batch(batch).await }
+        });
+        run.await.unwrap_or_else(|| Err(ended_badly(OPERATION)))
+    }
+
+    async fn add_one(&self, client: NewClient) -> Result<()> {
+        let mut answers = self.add_batch(vec![client]).await;
+        answers.pop().unwrap_or_else(|| Err(ended_badly(OPERATION)))
+    }
+
+    async fn add_batch(&self, batch: Vec<NewClient>) -> Vec<Result<()>> {
+        let failure = match self.add_all(&batch).await {
+            Ok(answers) => return answers,
+            Err(failure) => failure,
+        };
+        if failure.is_retryable() || batch.len() == 1 {
+            return batch.iter().map(|_| Err(failure.for_another())).collect();
+        }
+        let mut answers = Vec::with_capacity(batch.len());
+        for client in &batch {
+            let answer = self.add_all(std::slice::from_ref(client)).await;
+            answers.push(answer.and_then(|mut answers| {
+                answers.pop().unwrap_or_else(|| Err(ended_badly(OPERATION)))
+            }));
+        }
+        answers
+    }
+
+    /// Adds different clients; returns which of them existed, and an error if
+    /// none was added.
+    async fn add_all(&self, batch: &[NewClient]) -> Result<Vec<Result<()>>> {
+        let columns = Columns::of(batch);
+        let work = |tx: Tx| {
+            let columns = &columns;
+            async move {
+                let mut added = HashSet::new();
+                let mut note = |rows: Vec<tokio_postgres::Row>| {
+                    added.extend(rows.iter().map(|row| row.get::<_, Vec<u8>>(0)));
+                };
+                if tx.replays() {
+                    // A first contact of a client in the same nanosecond would
+                    // have been added with the same key.
+                    note(tx.rows(&WERE_ADDED, &columns.keys()).await?);
+                }
+                note(tx.last(&ADD_CLIENTS, &columns.values()).await?);
+                Ok(added)
+            }
+        };
+        let added = self.write_gathered(OPERATION, 0, work).await?;
+        let answer = |client: &NewClient| {
+            if added.contains(client.id.as_bytes().as_slice()) {
+                return Ok(());
+            }
+            let detail = format!("client {} exists", client.id);
+            Err(Error::new(ErrorKind::AlreadyExists, OPERATION, detail))
+        };
+        Ok(batch.iter().map(answer).collect())
+    }
+}
+
+/// New clients as the parameters of statements.
+#[derive(Default)]
+struct Columns<'a> {
+    ids: Vec<&'a [u8]>,
+    public_keys: Vec<&'a [u8]>,
+    blacklisted: Vec<bool>,
+    nows_nanos: Vec<i64>,
+    labelled: Vec<&'a [u8]>,
+    services: Vec<&'a [u8]>,
+    labels: Vec<&'a [u8]>,
+}
+
+impl<'a> Columns<'a> {
+    /// In the order of ids, in which all batches lock their rows.
+    fn of(batch: &'a [NewClient]) -> Self {
+        let mut clients: Vec<_> = batch.iter().collect();
+        clients.sort_unstable_by_key(|client| client.id);
+        let mut columns = Self::default();
+        for client in clients {
+            columns.ids.push(client.id.as_ref());
+            columns.public_keys.push(&client.key);
+            columns.blacklisted.push(client.blacklisted);
+            columns.nows_nanos.push(client.now_nanos);
+            for label in &client.labels {
+                columns.labelled.push(client.id.as_ref());
+                columns.services.push(label.service_name.as_bytes());
+                columns.labels.push(label.label.as_bytes());
+            }
+        }
+        columns
+    }
+
+    fn keys(&self) -> [Parameter<'_>; 3] {
+        [&self.ids, &self.public_keys, &self.nows_nanos]
+    }
+
+    fn values(&self) -> [Parameter<'_>; 7] {
+        [
+            &self.ids,
+            &self.public_keys,
+            &self.blacklisted,
+            &self.nows_nanos,
+            &self.labelled,
+            &self.services,
+            &self.labels,
+        ]
+    }
+}
+
+const ADD_CLIENTS: Query = Query {
+    sql: "\
+-- add_client
+WITH added AS (
+    INSERT INTO clients (
+        client_id, public_key, blacklisted, last_contact_nanos, last_contact_address
+    )
+    SELECT client_id, public_key, blacklisted, now_nanos, ''
+    FROM unnest($1::bytea[], $2::bytea[], $3::boolean[], $4::bigint[])
+        AS input (client_id, public_key, blacklisted, now_nanos)
+    ON CONFLICT DO NOTHING
+    RETURNING client_id
+), labels AS (
+    INSERT INTO client_labels (client_id, service, label)
+    SELECT given.client_id, given.service, given.label
+    FROM added JOIN unnest($5::bytea[], $6::bytea[], $7::bytea[])
+        AS given (client_id, service, label) ON given.client_id = added.client_id
+    ON CONFLICT DO NOTHING
+)
+SELECT client_id FROM added",
+    types: &[
+        BYTES_LIST, BYTES_LIST, BOOL_LIST, LONG_LIST, BYTES_LIST, BYTES_LIST, BYTES_LIST,
+    ],
+};
+
+const WERE_ADDED: Query = Query {
+    sql: "\
+-- add_client (again)
+SELECT clients.client_id
+FROM unnest($1::bytea[], $2::bytea[], $3::bigint[]) AS input (client_id, public_key, now_nanos)
+CROSS JOIN LATERAL (
+    SELECT client_id FROM clients
+    WHERE clients.client_id = input.client_id AND clients.public_key = input.public_key
+    AND last_contact_nanos = input.now_nanos LIMIT 1
+) AS clients",
+    types: &[BYTES_LIST, BYTES_LIST, LONG_LIST],
+};
