@@ -19,6 +19,7 @@ use tokio_postgres::Row;
 use crate::Shared;
 use crate::query::{BOOL, BYTES, BYTES_LIST, INT, LONG, LONG_LIST, Query, Values, list, number};
 use crate::rows;
+use crate::together::Waiting;
 
 /// The delays of server messages no longer grow after so many claims.
 const MOST_DELAYS: u32 = 100;
@@ -43,9 +44,9 @@ impl Shared {
             self.check_open(OPERATION)?;
             return Ok(Vec::new());
         }
-        if !self.may_wait(OPERATION, client).await? {
+        let Waiting::Perhaps(_turn) = self.ask(OPERATION, client).await? else {
             return Ok(Vec::new());
-        }
+        };
         let token = self.token();
         let client = client.as_ref();
         let limit = number(limit);

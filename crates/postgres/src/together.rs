@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use fleethold_store::gather::{Gather, GatherLimits, Job};
 use fleethold_store::{ClientId, Error, ErrorKind, Result};
+use tokio::sync::oneshot;
 
 use crate::Shared;
 use crate::clients::unknown;
@@ -249,7 +250,11 @@ impl<'a> Contacts<'a> {
 }
 
 /// A client whose agent asks for messages.
-pub(crate) struct Asked(ClientId);
+pub(crate) struct Asked {
+    client: ClientId,
+    /// Tells who asks alone to go on, until what is sent here is dropped.
+    alone: oneshot::Sender<oneshot::Sender<()>>,
+}
 
 impl Job for Asked {
     type Key = ClientId;
@@ -264,32 +269,61 @@ impl Job for Asked {
     }
 }
 
+/// Whether a claim may find something.
+pub(crate) enum Waiting {
+    Nothing,
+    /// Perhaps; those who ask while this is kept ask together.
+    Perhaps(Option<oneshot::Sender<()>>),
+}
+
 impl Shared {
-    /// Returns whether a claim may find something; who asks alone is told so,
-    /// because the claim itself costs him no more than this.
-    pub(crate) async fn may_wait(
+    /// Asks, with others if there are, whether anything waits for a client. Who
+    /// asks alone is told to claim: that costs him no more than asking.
+    pub(crate) async fn ask(
         self: &Arc<Self>,
         operation: &'static str,
         client: ClientId,
-    ) -> Result<bool> {
+    ) -> Result<Waiting> {
         let _running = self.running.token();
         self.check_open(operation)?;
         if !self.options.together {
-            return Ok(true);
+            return Ok(Waiting::Perhaps(None));
         }
         let shared = Arc::clone(self);
-        let run = self.together.claims.run(Asked(client), move |batch| {
-            let shared = Arc::clone(&shared);
-            async move { shared.which_wait(operation, &batch).await }
-        });
-        run.await.unwrap_or_else(|| Err(ended_badly(operation)))
+        let (alone, is_alone) = oneshot::channel();
+        let asked = self
+            .together
+            .claims
+            .run(Asked { client, alone }, move |batch| {
+                let shared = Arc::clone(&shared);
+                async move { shared.which_wait(operation, batch).await }
+            });
+        tokio::select! {
+            Ok(turn) = is_alone => Ok(Waiting::Perhaps(Some(turn))),
+            answer = asked => match answer {
+                Some(Ok(true)) => Ok(Waiting::Perhaps(None)),
+                Some(Ok(false)) => Ok(Waiting::Nothing),
+                Some(Err(error)) => Err(error),
+                None => Err(ended_badly(operation)),
+            }
+        }
     }
 
-    async fn which_wait(&self, operation: &'static str, batch: &[Asked]) -> Vec<Result<bool>> {
-        if let [_] = batch {
+    async fn which_wait(
+        &self,
+        operation: &'static str,
+        mut batch: Vec<Asked>,
+    ) -> Vec<Result<bool>> {
+        if batch.len() == 1
+            && let Some(asked) = batch.pop()
+        {
+            let (turn, ended) = oneshot::channel();
+            // Its caller may have gone, and so may have what it holds.
+            drop(asked.alone.send(turn));
+            drop(ended.await);
             return vec![Ok(true)];
         }
-        let clients = list(batch.iter().map(|Asked(client)| client));
+        let clients = list(batch.iter().map(|asked| &asked.client));
         match self.read(operation, &WITH_PENDING, &[&clients]).await {
             Ok(rows) => {
                 let found: HashSet<&[u8]> = rows.iter().map(|row| row.get(0)).collect();

@@ -154,7 +154,7 @@ async fn a_client_that_does_not_exist_keeps_nobody_from_being_stored() {
     assert_eq!(all_ok(others).len() as u64, AGENTS);
     let stored = fleet.bearers().await;
     assert_eq!(stored.len() as u64, 2 * AGENTS);
-    assert!(!stored.contains_key(&id(1_000).as_bytes().as_slice()));
+    assert!(!stored.contains_key(id(1_000).as_bytes().as_slice()));
 }
 
 #[tokio::test]
