@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use fleethold_store::record::sorted_labels;
 use fleethold_store::{ClientData, ClientId, Error, Store};
 use tokio::time::Instant;
 
@@ -56,6 +57,21 @@ impl ClientCache {
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error),
         };
+        Ok(Some(self.keep(client, data, forgotten)))
+    }
+
+    /// Adds a client to the store, and keeps it.
+    pub(crate) async fn add(&self, client: ClientId, mut data: ClientData) -> Result<(), Error> {
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
+        self.store.add_client(client, &data).await?;
+        // As the store returns them.
+        data.labels = sorted_labels("add_client", &data.labels)?;
+        self.keep(client, data, forgotten);
+        Ok(())
+    }
+
+    /// Keeps what was read or written, unless a client was forgotten since.
+    fn keep(&self, client: ClientId, data: ClientData, forgotten: u64) -> Arc<CachedClient> {
         let loaded = Arc::new(CachedClient {
             data,
             metric_labels: OnceLock::new(),
@@ -70,7 +86,7 @@ impl ClientCache {
                 entries.insert(client, Arc::clone(&loaded));
             }
         });
-        Ok(Some(loaded))
+        loaded
     }
 
     /// Returns whether [`load`](Self::load) would not ask the store now.

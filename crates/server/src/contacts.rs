@@ -261,7 +261,7 @@ impl Contacts {
                 .collect(),
             blacklisted: false,
         };
-        match self.engine.store.add_client(peer.client, &data).await {
+        match self.engine.cache.add(peer.client, data).await {
             Ok(()) => {
                 tracing::info!(client = %peer.client, addr = %peer.addr, "enrolled a client");
                 Ok(())
