@@ -1,15 +1,37 @@
 //! What stock servers have stored, on its way into our queues.
 
-use fleethold_store::{ClientId, MessageId};
+use fleethold_store::{ClientId, MessageId, Result};
+use futures::FutureExt;
 
 use crate::error::Worked;
 use crate::rows::{SERVER_QUEUE, queue, take, take_id};
 use crate::schema::LockClause;
 use crate::sql::{Batch, List, MOST_ROWS, Value};
-use crate::transaction::Tx;
+use crate::transaction::{Replay, Shared, Tx};
+
+/// How many rows of stock servers one call takes into our queues.
+const MOST_ADOPTED: usize = 10;
+
+impl Shared {
+    /// Puts messages that stock servers have stored into our queues. Rows that
+    /// they have locked have to wait for the next call.
+    pub(crate) async fn adopt(&self, operation: &'static str) -> Result<()> {
+        for _ in 0..MOST_ADOPTED {
+            let adopted = self
+                .write(operation, Replay::Safe, (), |(), tx| {
+                    async move { adopt(tx).await }.boxed()
+                })
+                .await?;
+            if adopted < MOST_ROWS {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Puts some messages into queues and returns how many.
-pub(crate) async fn adopt(tx: &mut Tx) -> Worked<usize> {
+async fn adopt(tx: &mut Tx) -> Worked<usize> {
     let sql = match tx.context.facts.lock {
         LockClause::SkipLocked => LOCK_FOREIGN,
         LockClause::Wait => LOCK_FOREIGN_AND_WAIT,

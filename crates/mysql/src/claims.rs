@@ -21,7 +21,6 @@ use fleethold_store::{
 };
 use futures::FutureExt;
 
-use crate::adoption::adopt;
 use crate::error::{Failure, Verdict, Worked};
 use crate::grouped::shared_error;
 use crate::messages::{READ_WITH_DATA, set_results};
@@ -34,9 +33,6 @@ use crate::transaction::{Replay, Shared, Tx};
 /// A claim that finds locked what was due looks again so many times at most:
 /// the server's search for what is due locks the row behind it for a moment.
 const MOST_LOOKS: usize = 3;
-
-/// How many rows of stock servers one call takes into our queues.
-const MOST_ADOPTED: usize = 10;
 
 impl Shared {
     pub(crate) async fn claim_client_messages(
@@ -104,22 +100,6 @@ impl Shared {
             return Ok(self.look_alone(operation, look.clone()).await?.queues);
         }
         Ok(waiting.queues)
-    }
-
-    /// Puts messages that stock servers have stored into our queues. Rows that
-    /// they have locked have to wait for the next call.
-    async fn adopt(&self, operation: &'static str) -> Result<()> {
-        for _ in 0..MOST_ADOPTED {
-            let adopted = self
-                .write(operation, Replay::Safe, (), |(), tx| {
-                    async move { adopt(tx).await }.boxed()
-                })
-                .await?;
-            if adopted < MOST_ROWS {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// Claims messages, perhaps together with others who claim for their clients.
