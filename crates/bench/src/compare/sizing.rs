@@ -103,8 +103,9 @@ impl Costs {
         let memory_mib = self.base_mib + second.streams * self.stream_kib / 1024.0;
         let messages = (second.up + second.down + second.broadcast_messages) * DAY_SECONDS;
         // Only polls are kept, not the records of streams.
-        let records = STREAMING * messages / DAY_SECONDS;
-        let polls = (second.contacts - records) * DAY_SECONDS;
+        let records = STREAMING * (second.up + second.down);
+        let acknowledging = (1.0 - STREAMING) * second.broadcast_messages;
+        let polls = (second.contacts - records + acknowledging) * DAY_SECONDS;
         let gigabytes = (messages * self.message_bytes + polls * self.poll_bytes) / 1e9;
         let how = match (system, agents) {
             (_, ..=10_000) => "computed from costs measured on this machine",
