@@ -378,6 +378,11 @@ fn a_quick_comparison_with_the_stock_server_fills_its_documents() {
         "before\n<!-- compare: begin -->\n<!-- compare: end -->\nafter\n",
     )
     .unwrap();
+    fs::write(
+        path("sizing.md"),
+        "<!-- sizing: begin -->\n<!-- sizing: end -->\n",
+    )
+    .unwrap();
     let mut compare = command();
     compare
         .args(["bench", "compare", "--quick", "--systems"])
@@ -396,7 +401,9 @@ fn a_quick_comparison_with_the_stock_server_fills_its_documents() {
         .arg("--plot")
         .arg(path("plots.svg"))
         .arg("--report")
-        .arg(path("page.md"));
+        .arg(path("page.md"))
+        .arg("--sizing")
+        .arg(path("sizing.md"));
     let output = compare.output().unwrap();
     let finished = Finished {
         status: output.status.code(),
@@ -432,6 +439,11 @@ fn a_quick_comparison_with_the_stock_server_fills_its_documents() {
         .filter(|note| note.as_str().unwrap().starts_with("fleethold"))
         .collect();
     assert!(ours.is_empty(), "{ours:#?}");
+    // One second is too short for figures.
+    let check = &raw["sizing_checks"]["sqlite"];
+    assert_eq!(check["streams"].as_f64(), Some(10.0), "{check:#}");
+    let sizing = fs::read_to_string(path("sizing.md")).unwrap();
+    assert!(sizing.contains("| measured ÷ computed |"), "{sizing}");
     let page = fs::read_to_string(path("page.md")).unwrap();
     assert!(page.starts_with("before\n") && page.ends_with("after\n"));
     assert!(
