@@ -22,7 +22,7 @@ use fleethold_store::{
 use futures::FutureExt;
 
 use crate::error::{Failure, Verdict, Worked};
-use crate::grouped::shared_error;
+use crate::grouped::{TURN, shared_error};
 use crate::messages::{READ_WITH_DATA, set_results};
 use crate::probes::{Look, Queues};
 use crate::rows::{self, SERVER_QUEUE, queue, take, take_id};
@@ -359,6 +359,7 @@ pub(crate) const LIMITS: GatherLimits = GatherLimits {
     jobs: 32,
     // So many messages may be asked for.
     weight: 4_000,
+    turn: TURN,
 };
 
 impl Job for ClientClaim {

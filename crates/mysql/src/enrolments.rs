@@ -11,7 +11,7 @@ use futures::FutureExt;
 
 use crate::clients::insert_labels_of;
 use crate::error::{Verdict, Worked, code};
-use crate::grouped::shared_error;
+use crate::grouped::{TURN, shared_error};
 use crate::sql::{Batch, List, Value, slices};
 use crate::transaction::{Shared, Tx};
 
@@ -19,6 +19,7 @@ pub(crate) const LIMITS: GatherLimits = GatherLimits {
     batches: 2,
     jobs: 64,
     weight: 1024 * 1024,
+    turn: TURN,
 };
 
 /// A client on its way into the database.

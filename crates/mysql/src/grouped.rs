@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fleethold_store::gather::{GatherLimits, Job};
 use fleethold_store::record::ContactRecord;
@@ -20,12 +21,16 @@ use crate::rows::take;
 use crate::sql::{Batch, Value};
 use crate::transaction::{Shared, Tx};
 
+/// Who takes longer, because of a lock or a lost connection, goes on alone.
+pub(crate) const TURN: Duration = Duration::from_secs(1);
+
 pub(crate) const LIMITS: GatherLimits = GatherLimits {
     // One prepares while the other one's commit is on its way.
     batches: 2,
     jobs: 64,
     // As much as a packet has, which every server that can be used takes.
     weight: 1024 * 1024,
+    turn: TURN,
 };
 
 /// A contact with its messages, on its way into the database.

@@ -10,7 +10,7 @@ use futures::FutureExt;
 
 use crate::claims::ANY_FOREIGN;
 use crate::error::Worked;
-use crate::grouped::shared_error;
+use crate::grouped::{TURN, shared_error};
 use crate::rows::{self, take};
 use crate::sql::{Batch, List, Value};
 use crate::transaction::{Shared, Tx};
@@ -20,6 +20,7 @@ pub(crate) const LIMITS: GatherLimits = GatherLimits {
     jobs: 64,
     // Each opens the table for itself.
     weight: MOST_QUEUES,
+    turn: TURN,
 };
 
 /// So many queues are asked for at once.

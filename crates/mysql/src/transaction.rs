@@ -121,10 +121,13 @@ impl Shared {
 
     /// Waits for calls that were dropped, as every call that writes does first.
     pub(crate) async fn settle(&self) {
-        self.calls.settle(self.times.settle).await;
-        self.contacts.settle(self.times.settle).await;
-        self.claims.settle(self.times.settle).await;
-        self.enrolments.settle(self.times.settle).await;
+        let limit = self.times.settle;
+        tokio::join!(
+            self.calls.settle(limit),
+            self.contacts.settle(limit),
+            self.claims.settle(limit),
+            self.enrolments.settle(limit),
+        );
     }
 
     /// As [`write`](Self::write), for what was begun on behalf of callers who
@@ -142,7 +145,13 @@ impl Shared {
         T: Send + 'static,
         F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>> + Send + Sync + 'static,
     {
-        self.check_open(operation)?;
+        let outcome = if replayed {
+            Outcome::Unknown
+        } else {
+            Outcome::NotApplied
+        };
+        self.check_open(operation)
+            .map_err(|closed| closed.with_outcome(outcome))?;
         let (mode, replay) = (Mode::Write, Replay::Safe);
         self.call(operation, mode, replay, replayed, arguments, work)
             .await

@@ -44,7 +44,7 @@ impl Shared {
             self.check_open(OPERATION)?;
             return Ok(Vec::new());
         }
-        let Waiting::Perhaps(_turn) = self.ask(OPERATION, client).await? else {
+        let Waiting::Perhaps(turn) = self.ask(OPERATION, client).await? else {
             return Ok(Vec::new());
         };
         let token = self.token();
@@ -77,6 +77,7 @@ impl Shared {
                 }
             })
             .await?;
+        drop(turn);
         self.readable(OPERATION, &rows).await
     }
 

@@ -156,7 +156,7 @@ impl ClientStore for PostgresStore {
         const OPERATION: &str = "store_contact";
         let record = ContactRecord::parse(OPERATION, contact)?;
         let new = Arc::new(NewMessages::parse(OPERATION, messages)?);
-        let contact = NewContact::new(record, &self.shared);
+        let contact = Arc::new(NewContact::new(record, &self.shared));
         let key = contact.key;
         let data = NewContactData {
             contact,

@@ -2,21 +2,23 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::Label;
 use fleethold_store::gather::Job;
-use fleethold_store::{ClientId, Error, ErrorKind, Result};
+use fleethold_store::{ClientId, Error, ErrorKind, Outcome, Result};
 
 use crate::Shared;
 use crate::incoming::Parameter;
 use crate::query::{BOOL_LIST, BYTES_LIST, LONG_LIST, Query};
-use crate::together::ended_badly;
+use crate::together::{GROUP_LIMIT, Grouped, ended_badly};
 use crate::transactions::Tx;
 
 const OPERATION: &str = "add_client";
 
 /// A client that is new.
+#[derive(Clone)]
 pub(crate) struct NewClient {
     pub(crate) id: ClientId,
     pub(crate) key: Bytes,
@@ -46,43 +48,36 @@ impl Shared {
         let _running = self.running.token();
         self.check_open(OPERATION)?;
         self.together.settle().await;
-        if !self.options.together {
-            return self.add_one(client).await;
+        let mut outcome = Outcome::NotApplied;
+        if self.options.together {
+            let shared = Arc::clone(self);
+            let run = self.together.enrolments.run(client.clone(), move |batch| {
+                let shared = Arc::clone(&shared);
+                async move {
+                    let added = shared.add_all(&batch, GROUP_LIMIT, false).await;
+                    Grouped::answers(batch.len(), added)
+                }
+            });
+            match run.await {
+                Some(Grouped::Done(done)) => return done,
+                Some(Grouped::Alone(so_far)) => outcome = so_far,
+                None => return Err(ended_badly(OPERATION)),
+            }
         }
-        let shared = Arc::clone(self);
-        let run = self.together.enrolments.run(client, move |batch| {
-            let shared = Arc::clone(&shared);
-            async move { shared.add_batch(batch).await }
-        });
-        run.await.unwrap_or_else(|| Err(ended_badly(OPERATION)))
-    }
-
-    async fn add_one(&self, client: NewClient) -> Result<()> {
-        let mut answers = self.add_batch(vec![client]).await;
+        let (limit, again) = (self.options.call_limit, outcome == Outcome::Unknown);
+        let added = self.add_all(std::slice::from_ref(&client), limit, again);
+        let mut answers = added.await.map_err(|error| error.after(outcome))?;
         answers.pop().unwrap_or_else(|| Err(ended_badly(OPERATION)))
     }
 
-    async fn add_batch(&self, batch: Vec<NewClient>) -> Vec<Result<()>> {
-        let failure = match self.add_all(&batch).await {
-            Ok(answers) => return answers,
-            Err(failure) => failure,
-        };
-        if failure.is_retryable() || batch.len() == 1 {
-            return batch.iter().map(|_| Err(failure.for_another())).collect();
-        }
-        let mut answers = Vec::with_capacity(batch.len());
-        for client in &batch {
-            let answer = self.add_all(std::slice::from_ref(client)).await;
-            answers.push(answer.and_then(|mut answers| {
-                answers.pop().unwrap_or_else(|| Err(ended_badly(OPERATION)))
-            }));
-        }
-        answers
-    }
-
     /// Adds different clients; returns which of them existed, and an error if
-    /// none was added.
-    async fn add_all(&self, batch: &[NewClient]) -> Result<Vec<Result<()>>> {
+    /// none was added. With `again` an earlier transaction may have added them.
+    async fn add_all(
+        &self,
+        batch: &[NewClient],
+        limit: Duration,
+        again: bool,
+    ) -> Result<Vec<Result<()>>> {
         let columns = Columns::of(batch);
         let work = |tx: Tx| {
             let columns = &columns;
@@ -91,7 +86,7 @@ impl Shared {
                 let mut note = |rows: Vec<tokio_postgres::Row>| {
                     added.extend(rows.iter().map(|row| row.get::<_, Vec<u8>>(0)));
                 };
-                if tx.replays() {
+                if again || tx.replays() {
                     // A first contact of a client in the same nanosecond would
                     // have been added with the same key.
                     note(tx.rows(&WERE_ADDED, &columns.keys()).await?);
@@ -100,7 +95,7 @@ impl Shared {
                 Ok(added)
             }
         };
-        let added = self.write_gathered(OPERATION, 0, work).await?;
+        let added = self.write_gathered(OPERATION, limit, work).await?;
         let answer = |client: &NewClient| {
             if added.contains(client.id.as_bytes().as_slice()) {
                 return Ok(());
@@ -125,7 +120,7 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    /// In the order of ids, in which all batches lock their rows.
+    /// In the order of ids, in which batches of several servers lock them.
     fn of(batch: &'a [NewClient]) -> Self {
         let mut clients: Vec<_> = batch.iter().collect();
         clients.sort_unstable_by_key(|client| client.id);

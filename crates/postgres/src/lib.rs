@@ -46,7 +46,6 @@ mod broadcasts;
 mod claims;
 mod clients;
 mod contacts;
-mod dropped;
 mod enrolments;
 mod error;
 mod files;
@@ -70,6 +69,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fleethold_store::clock::epoch_micros;
+use fleethold_store::dropped::Dropped;
 use fleethold_store::{
     ClientId, Clock, Error, ProcessorSlot, Random, Result, Store, StoreStats, WaitCounter,
 };
@@ -79,7 +79,6 @@ use tokio_util::task::TaskTracker;
 pub use error::OpenError;
 pub use options::{Isolation, OnCommit, PostgresOptions, UrlError};
 
-use dropped::Dropped;
 use notify::Hints;
 use pool::Connections;
 use together::Together;
@@ -165,6 +164,9 @@ impl Store for PostgresStore {
         }
     }
 }
+
+/// How long the transaction of a dropped call may take to end by itself.
+const SOON: Duration = Duration::from_secs(1);
 
 /// All but the processor.
 #[derive(Debug)]

@@ -2,37 +2,44 @@
 //! for all of them cost hardly more than for one.
 //!
 //! Whoever comes alone goes alone, and so does everybody of a batch that the
-//! database refuses: nobody suffers for another's call.
+//! database refuses or holds up: nobody suffers for another's call for longer
+//! than [`GROUP_LIMIT`].
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fleethold_store::gather::{Gather, GatherLimits, Job};
-use fleethold_store::{ClientId, Error, ErrorKind, Result};
+use fleethold_store::{ClientId, Error, ErrorKind, Outcome, Result};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
-use crate::Shared;
 use crate::clients::unknown;
 use crate::contacts::{NewContact, RECORD_MANY};
-use crate::dropped::SOON;
 use crate::enrolments::NewClient;
 use crate::incoming::{NewMessages, Parameter, store};
-use crate::query::{BYTES_LIST, Query, list};
-use crate::transactions::Tx;
+use crate::messages::MANY;
+use crate::query::{BYTES_LIST, Query, Values, list};
+use crate::transactions::{LONG_CALL, Tx};
+use crate::{SOON, Shared};
 
 /// Two: while the database syncs one batch, the next is being sent.
 const BATCHES: usize = 2;
 const MOST_CALLS: usize = 64;
 const MOST_BATCH_BYTES: usize = 1024 * 1024;
+/// A group that takes longer, because one of its rows is locked, is given up.
+pub(crate) const GROUP_LIMIT: Duration = Duration::from_secs(2);
+/// What takes longer lets others begin.
+const TURN: Duration = Duration::from_secs(1);
 /// What a row costs besides its payload.
 const ROW_BYTES: usize = 512;
 
 /// Calls that wait for each other.
 #[derive(Debug)]
 pub(crate) struct Together {
-    contacts: Gather<NewContactData, Result<()>>,
-    claims: Gather<Asked, Result<bool>>,
-    pub(crate) enrolments: Gather<NewClient, Result<()>>,
+    contacts: Gather<NewContactData, Grouped>,
+    looks: Gather<Asked, bool>,
+    pub(crate) enrolments: Gather<NewClient, Grouped>,
 }
 
 impl Together {
@@ -41,10 +48,11 @@ impl Together {
             batches: BATCHES,
             jobs: MOST_CALLS,
             weight: MOST_BATCH_BYTES,
+            turn: TURN,
         };
         Self {
             contacts: Gather::new(limits),
-            claims: Gather::new(limits),
+            looks: Gather::new(limits),
             enrolments: Gather::new(limits),
         }
     }
@@ -55,9 +63,30 @@ impl Together {
     }
 }
 
+/// What became of a call in a group.
+pub(crate) enum Grouped {
+    Done(Result<()>),
+    /// Its caller goes on alone; what is known of the group's transaction.
+    Alone(Outcome),
+}
+
+impl Grouped {
+    /// What is wrong with one call, or holds it up, is not the others' matter.
+    pub(crate) fn answers(calls: usize, group: Result<Vec<Result<()>>>) -> Vec<Self> {
+        match group {
+            Ok(answers) => answers.into_iter().map(Self::Done).collect(),
+            Err(error) => {
+                tracing::debug!(calls, %error, "each caller goes on alone");
+                (0..calls).map(|_| Self::Alone(error.outcome())).collect()
+            }
+        }
+    }
+}
+
 /// A contact with its messages.
+#[derive(Clone)]
 pub(crate) struct NewContactData {
-    pub(crate) contact: NewContact,
+    pub(crate) contact: Arc<NewContact>,
     pub(crate) new: Arc<NewMessages>,
 }
 
@@ -92,42 +121,50 @@ impl Shared {
         // Kept to the end: `close` waits for all calls that found the store open.
         let _running = self.running.token();
         self.check_open(operation)?;
-        if !self.options.together {
-            return self.store_one(operation, &data).await;
-        }
         self.together.settle().await;
-        let shared = Arc::clone(self);
-        let run = self.together.contacts.run(data, move |batch| {
-            let shared = Arc::clone(&shared);
-            async move { shared.store_batch(operation, batch).await }
-        });
-        run.await.unwrap_or_else(|| Err(ended_badly(operation)))
+        let mut outcome = Outcome::NotApplied;
+        if self.options.together && data.new.records.len() <= MANY {
+            let shared = Arc::clone(self);
+            let run = self.together.contacts.run(data.clone(), move |batch| {
+                let shared = Arc::clone(&shared);
+                async move { shared.store_batch(operation, batch).await }
+            });
+            match run.await {
+                Some(Grouped::Done(done)) => return done,
+                Some(Grouped::Alone(so_far)) => outcome = so_far,
+                None => return Err(ended_badly(operation)),
+            }
+        }
+        // A second time it changes nothing: all its rows have their keys.
+        let stored = self
+            .store_one(operation, self.options.call_limit, &data)
+            .await;
+        stored.map_err(|error| error.after(outcome))
     }
 
     async fn store_batch(
         &self,
         operation: &'static str,
         batch: Vec<NewContactData>,
-    ) -> Vec<Result<()>> {
-        if let [one] = &batch[..] {
-            return vec![self.store_one(operation, one).await];
-        }
-        let failure = match self.store_many(operation, &batch).await {
-            Ok(answers) => return answers,
-            Err(failure) => failure,
+    ) -> Vec<Grouped> {
+        let stored = if let [one] = &batch[..] {
+            let stored = self.store_one(operation, GROUP_LIMIT, one).await;
+            match stored {
+                Err(error) if error.is_retryable() => Err(error),
+                done => Ok(vec![done]),
+            }
+        } else {
+            self.store_many(operation, &batch).await
         };
-        let mut answers = Vec::with_capacity(batch.len());
-        for data in &batch {
-            answers.push(if failure.is_retryable() {
-                Err(failure.for_another())
-            } else {
-                self.store_one(operation, data).await
-            });
-        }
-        answers
+        Grouped::answers(batch.len(), stored)
     }
 
-    async fn store_one(&self, operation: &'static str, data: &NewContactData) -> Result<()> {
+    async fn store_one(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        data: &NewContactData,
+    ) -> Result<()> {
         let contact = &data.contact;
         let columns = self.columns(&data.new, Some(&contact.key));
         let work = |tx: Tx| {
@@ -140,8 +177,12 @@ impl Shared {
                 store(tx, columns).await
             }
         };
-        self.write_gathered(operation, data.new.records.len(), work)
-            .await
+        let factor = if data.new.records.len() > MANY {
+            LONG_CALL
+        } else {
+            1
+        };
+        self.write_gathered(operation, limit * factor, work).await
     }
 
     /// Stores contacts of different clients with different messages; returns
@@ -152,12 +193,12 @@ impl Shared {
         batch: &[NewContactData],
     ) -> Result<Vec<Result<()>>> {
         let contacts = Contacts::of(batch);
-        let messages = batch.iter().map(|data| data.new.records.len()).sum();
+        let is_idle = batch.iter().all(|data| data.new.records.is_empty());
         let work = |tx: Tx| {
             let contacts = &contacts;
             async move {
                 let values = contacts.values();
-                let rows = if messages == 0 {
+                let rows = if is_idle {
                     tx.last(&RECORD_MANY, &values).await?
                 } else {
                     tx.rows(&RECORD_MANY, &values).await?
@@ -170,7 +211,7 @@ impl Shared {
                         .binary_search_by(|known| known[..].cmp(client))
                         .is_ok()
                 };
-                if messages > 0 {
+                if !is_idle {
                     let stored = batch.iter().filter(|data| is_known(data));
                     let columns = self
                         .columns_of_all(stored.map(|data| (&*data.new, Some(&data.contact.key))));
@@ -181,7 +222,7 @@ impl Shared {
                 Ok(batch.iter().map(is_known).collect::<Vec<_>>())
             }
         };
-        let known = self.write_gathered(operation, messages, work).await?;
+        let known = self.write_gathered(operation, GROUP_LIMIT, work).await?;
         let answer = |(data, is_known): (&NewContactData, bool)| {
             is_known
                 .then_some(())
@@ -206,7 +247,8 @@ struct Contacts<'a> {
 }
 
 impl<'a> Contacts<'a> {
-    /// In the order of clients, in which all batches lock their rows.
+    /// In the order of clients: batches of several servers mostly lock their rows
+    /// in it, and those that do not are repeated.
     fn of(batch: &'a [NewContactData]) -> Self {
         let mut contacts: Vec<_> = batch.iter().map(|data| &data.contact).collect();
         contacts.sort_unstable_by_key(|contact| contact.client());
@@ -293,7 +335,7 @@ impl Shared {
         let (alone, is_alone) = oneshot::channel();
         let asked = self
             .together
-            .claims
+            .looks
             .run(Asked { client, alone }, move |batch| {
                 let shared = Arc::clone(&shared);
                 async move { shared.which_wait(operation, batch).await }
@@ -301,36 +343,38 @@ impl Shared {
         tokio::select! {
             Ok(turn) = is_alone => Ok(Waiting::Perhaps(Some(turn))),
             answer = asked => match answer {
-                Some(Ok(true)) => Ok(Waiting::Perhaps(None)),
-                Some(Ok(false)) => Ok(Waiting::Nothing),
-                Some(Err(error)) => Err(error),
+                Some(true) => Ok(Waiting::Perhaps(None)),
+                Some(false) => Ok(Waiting::Nothing),
                 None => Err(ended_badly(operation)),
             }
         }
     }
 
-    async fn which_wait(
-        &self,
-        operation: &'static str,
-        mut batch: Vec<Asked>,
-    ) -> Vec<Result<bool>> {
+    async fn which_wait(&self, operation: &'static str, mut batch: Vec<Asked>) -> Vec<bool> {
         if batch.len() == 1
             && let Some(asked) = batch.pop()
         {
             let (turn, ended) = oneshot::channel();
-            // Its caller may have gone, and so may have what it holds.
+            // Its caller may have gone, or may not be polled.
             drop(asked.alone.send(turn));
-            drop(ended.await);
-            return vec![Ok(true)];
+            drop(timeout(TURN, ended).await);
+            return vec![true];
         }
         let clients = list(batch.iter().map(|asked| &asked.client));
-        match self.read(operation, &WITH_PENDING, &[&clients]).await {
+        let values: Values<'_> = &[&clients];
+        let rows = self.read_within(operation, GROUP_LIMIT, &WITH_PENDING, values);
+        match rows.await {
             Ok(rows) => {
                 let found: HashSet<&[u8]> = rows.iter().map(|row| row.get(0)).collect();
-                let waits = |client: &&[u8]| Ok(found.contains(client));
-                clients.iter().map(waits).collect()
+                clients
+                    .iter()
+                    .map(|client| found.contains(client))
+                    .collect()
             }
-            Err(failure) => batch.iter().map(|_| Err(failure.for_another())).collect(),
+            Err(error) => {
+                tracing::debug!(%error, "each caller claims for itself");
+                batch.iter().map(|_| true).collect()
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::Object;
+use fleethold_store::dropped::{Dropped, Left};
 use fleethold_store::retry::Backoff;
 use fleethold_store::{Error, ErrorKind, Outcome, Result, Wait};
 use futures::FutureExt;
@@ -13,16 +14,14 @@ use futures::future::{BoxFuture, join_all};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::{Row, Statement};
 
-use crate::Shared;
-use crate::dropped::{Dropped, Left, SOON};
 use crate::error::{Commit, Failure, Worked, is_lost, spoils};
-use crate::messages::MANY;
 use crate::pool::Connections;
 use crate::query::{Query, Values};
+use crate::{SOON, Shared};
 
 /// How many times [`PostgresOptions::call_limit`](crate::PostgresOptions::call_limit)
 /// a call may take whose work grows with what is stored.
-const LONG_CALL: u32 = 10;
+pub(crate) const LONG_CALL: u32 = 10;
 
 /// Whether a transaction may run again when it may have been committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,15 +54,13 @@ impl Shared {
     pub(crate) async fn write_gathered<T, F>(
         &self,
         operation: &'static str,
-        messages: usize,
+        limit: Duration,
         body: impl Fn(Tx) -> F + Send,
     ) -> Result<T>
     where
         T: Send,
         F: Future<Output = Worked<T>> + Send,
     {
-        let factor = if messages > MANY { LONG_CALL } else { 1 };
-        let limit = self.options.call_limit * factor;
         self.run(operation, Kind::Write(Replay::Safe), limit, body)
             .await
     }
@@ -122,7 +119,7 @@ impl Shared {
         self.read_within(operation, limit, query, values).await
     }
 
-    async fn read_within(
+    pub(crate) async fn read_within(
         &self,
         operation: &'static str,
         limit: Duration,
@@ -151,7 +148,7 @@ impl Shared {
         self.check_open(operation)?;
         let deadline = Instant::now() + limit;
         if kind != Kind::Read {
-            self.dropped.wait().await;
+            self.dropped.wait(SOON).await;
         }
         let mut backoff = Backoff::new(&self.random, limit);
         let mut replays = false;

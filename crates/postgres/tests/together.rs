@@ -10,6 +10,7 @@ use fleethold_postgres::PostgresStore;
 use fleethold_proto::fleetspeak::Message;
 use fleethold_store::{
     ClientData, ClientId, ClientStore, ContactData, ContactId, ErrorKind, MessageStore, Result,
+    Store,
 };
 use fleethold_testdb::Cut;
 use futures::future::join_all;
@@ -44,11 +45,16 @@ struct Fleet {
 }
 
 impl Fleet {
+    /// With one connection, so that all statements are prepared when they are
+    /// used again.
     async fn new() -> Self {
+        Self::with_connections(1).await
+    }
+
+    async fn with_connections(count: u16) -> Self {
         let proxied = Proxied::new().await;
         let mut options = proxied.options();
-        // All statements are prepared when they are used again.
-        options.pool_size = 1.try_into().unwrap();
+        options.pool_size = count.try_into().unwrap();
         let store = bed::open(options).await;
         let data = ClientData::default();
         for number in 0..AGENTS {
@@ -193,6 +199,73 @@ async fn contacts_whose_commit_is_cut_off_are_recorded_once() {
             let [message, _] = messages_of(number);
             assert_eq!(&bearers[&message.message_id.to_vec()], contact.as_str());
         }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_locked_keeps_nobody_else_waiting() {
+    let fleet = Fleet::with_connections(4).await;
+    let locked = 7;
+    let mut holder = fleet.proxied.database.connect().await;
+    let lock = holder.transaction().await.unwrap();
+    let sql = "SELECT 1 FROM clients WHERE client_id = $1 FOR UPDATE";
+    let id = agent(locked).as_bytes().to_vec();
+    assert_eq!(lock.query(sql, &[&id]).await.unwrap().len(), 1);
+    let store = |number: u64| {
+        let store = fleet.store.clone();
+        tokio::spawn(async move { store.store_contact(&contact_of(number), &[]).await })
+    };
+    let mut calls: Vec<_> = (0..AGENTS).map(store).collect();
+    let waiting = calls.remove(usize::try_from(locked).unwrap());
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert!(!waiting.is_finished());
+    lock.rollback().await.unwrap();
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn clients_added_together_whose_commit_is_cut_off_are_added_once() {
+    for cut in [Cut::BeforeRequest, Cut::AfterAnswer] {
+        let fleet = Fleet::new().await;
+        let new: Vec<_> = (AGENTS..2 * AGENTS).collect();
+        let data = ClientData {
+            key: vec![1, 2, 3].into(),
+            ..ClientData::default()
+        };
+        let add = || {
+            let calls = new
+                .iter()
+                .map(|number| fleet.store.add_client(agent(*number), &data));
+            join_all(calls)
+        };
+        let before = fleet.proxied.proxy.round_trips();
+        fleet.proxied.proxy.cut_on("COMMIT", cut);
+        for added in add().await {
+            added.unwrap();
+        }
+        assert!(!fleet.proxied.proxy.take_back(), "a commit was cut off");
+        let trips = fleet.proxied.proxy.round_trips() - before;
+        assert!(trips < 20, "{trips} for {} clients", new.len());
+        for added in add().await {
+            assert_eq!(added.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_others_when_the_store_closes_is_answered() {
+    let fleet = Fleet::new().await;
+    let calls = fleet.contacts(true);
+    let (answers, closed) = tokio::join!(calls, fleet.store.close());
+    closed.unwrap();
+    for answer in answers {
+        let kind = answer.err().map(|error| error.kind());
+        assert!(
+            kind.is_none_or(|kind| kind == ErrorKind::Closed),
+            "{kind:?}"
+        );
     }
 }
 

@@ -111,17 +111,13 @@ impl Error {
         self
     }
 
-    /// Makes the same error for another caller of the same work; its cause is
-    /// kept as text.
+    /// Adds what is known of an earlier attempt that did the same.
     #[must_use]
-    pub fn for_another(&self) -> Self {
-        Self {
-            kind: self.kind,
-            outcome: self.outcome,
-            operation: self.operation,
-            detail: self.detail.clone(),
-            source: self.source.as_ref().map(|cause| cause.to_string().into()),
+    pub fn after(mut self, earlier: Outcome) -> Self {
+        if earlier == Outcome::Unknown {
+            self.outcome = Outcome::Unknown;
         }
+        self
     }
 
     /// Returns what the caller can do about it.

@@ -14,8 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::{oneshot, watch};
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use crate::dropped::{Dropped, Left};
 
 /// What can run together with others of its kind.
 pub trait Job: Send + 'static {
@@ -40,13 +43,15 @@ pub struct GatherLimits {
     pub jobs: usize,
     /// The weights of a batch together; a single job may be above.
     pub weight: usize,
+    /// A batch that runs for longer goes on, but others no longer wait for it.
+    pub turn: Duration,
 }
 
 /// Gathers jobs `J` and hands each its answer `A`; clones share the jobs.
 pub struct Gather<J: Job, A> {
     limits: GatherLimits,
     state: Arc<Mutex<State<J, A>>>,
-    abandoned: watch::Sender<usize>,
+    dropped: Arc<Dropped>,
 }
 
 struct State<J: Job, A> {
@@ -63,12 +68,14 @@ struct Waiting<J, A> {
 }
 
 /// How far a job is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Stage {
     Waits,
     Runs,
     /// It runs, and its caller has gone.
-    Abandoned,
+    Abandoned {
+        _left: Left,
+    },
     Ended,
 }
 
@@ -82,7 +89,7 @@ impl<J: Job, A: Send + 'static> Gather<J, A> {
                 running: 0,
                 busy: HashSet::new(),
             })),
-            abandoned: watch::Sender::new(0),
+            dropped: Arc::default(),
         }
     }
 
@@ -108,7 +115,7 @@ impl<J: Job, A: Send + 'static> Gather<J, A> {
         let link = Arc::new(Mutex::new(Stage::Waits));
         let _caller = Caller {
             link: Arc::clone(&link),
-            abandoned: &self.abandoned,
+            gather: self,
         };
         let begins = {
             let mut state = lock(&self.state);
@@ -121,10 +128,9 @@ impl<J: Job, A: Send + 'static> Gather<J, A> {
             let driver = Driver {
                 limits: self.limits,
                 state: Arc::clone(&self.state),
-                abandoned: self.abandoned.clone(),
                 has_ended: false,
             };
-            tokio::spawn(driver.run(work));
+            tokio::spawn(driver.run(Arc::new(work)));
         }
         answered.await.ok()
     }
@@ -133,12 +139,7 @@ impl<J: Job, A: Send + 'static> Gather<J, A> {
     /// run although their callers have gone: so that whoever goes on after a
     /// call that was given up finds it done or not done.
     pub async fn settle(&self, limit: Duration) {
-        if *self.abandoned.borrow() == 0 {
-            return;
-        }
-        let mut abandoned = self.abandoned.subscribe();
-        // Late is as good as never: nothing rests on it but the order.
-        let _ = timeout(limit, abandoned.wait_for(|jobs| *jobs == 0)).await;
+        self.dropped.wait(limit).await;
     }
 }
 
@@ -154,17 +155,27 @@ impl<J: Job, A> fmt::Debug for Gather<J, A> {
 struct Driver<J: Job, A> {
     limits: GatherLimits,
     state: Arc<Mutex<State<J, A>>>,
-    abandoned: watch::Sender<usize>,
     has_ended: bool,
 }
 
-impl<J: Job, A> Driver<J, A> {
-    async fn run<F: Future<Output = Vec<A>>>(mut self, work: impl Fn(Vec<J>) -> F) {
-        while let Some((jobs, batch)) = self.begin() {
-            let answers = AssertUnwindSafe(async { work(jobs).await }).catch_unwind();
-            // Without an answer each caller is told that there is none.
-            batch.answer(answers.await.unwrap_or_default());
-        }
+impl<J: Job, A: Send + 'static> Driver<J, A> {
+    fn run<F: Future<Output = Vec<A>> + Send + 'static>(
+        mut self,
+        work: Arc<impl Fn(Vec<J>) -> F + Send + Sync + 'static>,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            while let Some((jobs, batch)) = self.begin() {
+                let answers = AssertUnwindSafe(async { work(jobs).await }).catch_unwind();
+                let mut answers = std::pin::pin!(answers);
+                let Ok(in_time) = timeout(self.limits.turn, &mut answers).await else {
+                    // Another driver goes on in its place.
+                    tokio::spawn(self.run(Arc::clone(&work)));
+                    batch.answer(answers.await.unwrap_or_default());
+                    return;
+                };
+                batch.answer(in_time.unwrap_or_default());
+            }
+        })
     }
 
     /// Takes the next batch; if there is none, this driver has ended.
@@ -177,6 +188,9 @@ impl<J: Job, A> Driver<J, A> {
         // What waits behind a job with the same key waits longer.
         let mut blocked = HashSet::new();
         while let Some(waiting) = state.waiting.pop_front() {
+            if !waits(&waiting.link) {
+                continue;
+            }
             let keys: Vec<_> = waiting.job.keys().collect();
             let is_free = |key| !state.busy.contains(key) && !blocked.contains(key);
             if !keys.iter().all(is_free) {
@@ -212,7 +226,6 @@ impl<J: Job, A> Driver<J, A> {
         }
         let batch = Batch {
             state: Arc::clone(&self.state),
-            abandoned: self.abandoned.clone(),
             callers,
             keys: busy,
         };
@@ -237,7 +250,6 @@ impl<J: Job, A> Drop for Driver<J, A> {
 /// The callers of a batch that runs; it has ended when this is dropped.
 struct Batch<J: Job, A> {
     state: Arc<Mutex<State<J, A>>>,
-    abandoned: watch::Sender<usize>,
     callers: Vec<(oneshot::Sender<A>, Arc<Mutex<Stage>>)>,
     keys: Vec<J::Key>,
 }
@@ -247,10 +259,15 @@ impl<J: Job, A> Batch<J, A> {
         let callers = std::mem::take(&mut self.callers);
         // First, so that a caller who goes on finds its keys free.
         self.free_keys();
+        // Who gets no answer is told so.
+        let answers = answers
+            .into_iter()
+            .map(Some)
+            .chain(std::iter::repeat_with(|| None));
         for ((caller, link), answer) in callers.into_iter().zip(answers) {
             // It may have gone.
-            drop(caller.send(answer));
-            end(&link, &self.abandoned);
+            drop(answer.map(|answer| caller.send(answer)));
+            *lock(&link) = Stage::Ended;
         }
     }
 
@@ -266,47 +283,52 @@ impl<J: Job, A> Drop for Batch<J, A> {
     fn drop(&mut self) {
         self.free_keys();
         for (_, link) in self.callers.drain(..) {
-            end(&link, &self.abandoned);
+            *lock(&link) = Stage::Ended;
         }
     }
 }
 
 /// Who waits for a job.
-struct Caller<'g> {
+struct Caller<'g, J: Job, A> {
     link: Arc<Mutex<Stage>>,
-    abandoned: &'g watch::Sender<usize>,
+    gather: &'g Gather<J, A>,
 }
 
-impl Drop for Caller<'_> {
+impl<J: Job, A> Drop for Caller<'_, J, A> {
     fn drop(&mut self) {
-        let mut stage = lock(&self.link);
-        match *stage {
-            Stage::Waits => *stage = Stage::Ended,
-            Stage::Runs => {
-                *stage = Stage::Abandoned;
-                self.abandoned.send_modify(|jobs| *jobs += 1);
-            }
-            Stage::Abandoned | Stage::Ended => {}
+        let waited = {
+            let mut stage = lock(&self.link);
+            let waited = matches!(*stage, Stage::Waits);
+            *stage = match *stage {
+                Stage::Runs => Stage::Abandoned {
+                    _left: self.gather.dropped.begin(),
+                },
+                _ => Stage::Ended,
+            };
+            waited
+        };
+        if waited {
+            // What it holds must not wait with a database that does not answer.
+            let mut state = lock(&self.gather.state);
+            state
+                .waiting
+                .retain(|waiting| !Arc::ptr_eq(&waiting.link, &self.link));
         }
     }
+}
+
+fn waits(link: &Mutex<Stage>) -> bool {
+    matches!(*lock(link), Stage::Waits)
 }
 
 /// Returns whether the job may begin: its caller still waits.
 fn begin(link: &Mutex<Stage>) -> bool {
     let mut stage = lock(link);
-    let begins = *stage == Stage::Waits;
+    let begins = matches!(*stage, Stage::Waits);
     if begins {
         *stage = Stage::Runs;
     }
     begins
-}
-
-fn end(link: &Mutex<Stage>, abandoned: &watch::Sender<usize>) {
-    let mut stage = lock(link);
-    if *stage == Stage::Abandoned {
-        abandoned.send_modify(|jobs| *jobs -= 1);
-    }
-    *stage = Stage::Ended;
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -326,6 +348,7 @@ mod tests {
         batches: 1,
         jobs: 4,
         weight: 100,
+        turn: Duration::from_secs(600),
     };
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,6 +412,12 @@ mod tests {
             for _ in 0..50 {
                 tokio::task::yield_now().await;
             }
+        }
+
+        /// Returns whether nothing is waited for.
+        async fn settles(&self) -> Option<()> {
+            let mut settled = Box::pin(self.gather.settle(Duration::from_secs(600)));
+            (&mut settled).now_or_never()
         }
 
         fn batches(&self) -> Vec<Vec<u32>> {
@@ -461,13 +490,35 @@ mod tests {
         second.abort();
         first.abort();
         bed.rest().await;
-        bed.gather.settle(Duration::from_millis(1)).await;
-        assert_eq!(*bed.gather.abandoned.borrow(), 1, "still running");
+        assert!(
+            lock(&bed.gather.state).waiting.is_empty(),
+            "it was taken back"
+        );
+        assert_eq!(bed.settles().await, None, "still running");
         bed.may_end.add_permits(9);
         bed.gather.settle(Duration::from_secs(60)).await;
-        assert_eq!(*bed.gather.abandoned.borrow(), 0);
+        assert_eq!(bed.settles().await, Some(()));
         assert_eq!(bed.call(light(3)).await.unwrap(), Some(3));
         assert_eq!(bed.batches(), [vec![1], vec![3]]);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_takes_long_keeps_only_those_with_its_key_waiting() {
+        let bed = Bed::new(GatherLimits {
+            turn: Duration::from_millis(1),
+            ..LIMITS
+        });
+        let first = bed.call(light(1));
+        bed.rest().await;
+        let _same = bed.call(light(1));
+        let other = bed.call(light(2));
+        while bed.batches().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(bed.batches(), [vec![1], vec![2]]);
+        bed.may_end.add_permits(2);
+        assert_eq!(first.await.unwrap(), Some(1));
+        assert_eq!(other.await.unwrap(), Some(2));
     }
 
     #[tokio::test]
@@ -476,14 +527,21 @@ mod tests {
         bed.may_end.add_permits(9);
         assert_eq!(bed.call(light(13)).await.unwrap(), None);
         assert_eq!(bed.call(light(13)).await.unwrap(), None, "the key is free");
+        assert_eq!(bed.settles().await, Some(()), "nobody waits for it");
         assert_eq!(bed.call(light(2)).await.unwrap(), Some(2));
     }
 
     #[test]
     fn who_waits_is_told_when_the_runtime_of_the_batch_ends() {
         let bed = Bed::new(LIMITS);
-        let ending = tokio::runtime::Builder::new_multi_thread().build().unwrap();
-        let other = tokio::runtime::Builder::new_multi_thread().build().unwrap();
+        let ending = tokio::runtime::Builder::new_multi_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let other = tokio::runtime::Builder::new_multi_thread()
+            .enable_time()
+            .build()
+            .unwrap();
         let first = ending.spawn({
             let bed = bed.clone();
             async move { bed.call(light(1)).await }
@@ -509,6 +567,7 @@ mod tests {
             batches: 3,
             jobs: 8,
             weight: 20,
+            turn: Duration::from_secs(600),
         }));
         let running = Arc::new(AtomicUsize::new(0));
         let calls = (0..2_000_u32).map(|number| {

@@ -78,6 +78,7 @@
 //! | `common.ClientID`, `common.MessageID`, `ids.BroadcastID`, `ids.AllocationID` | [`ClientId`], [`MessageId`], [`BroadcastId`], [`AllocationId`] | never empty; `Option` where upstream allows that |
 
 pub mod clock;
+pub mod dropped;
 pub mod gather;
 pub mod limits;
 pub mod maintenance;

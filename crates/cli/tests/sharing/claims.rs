@@ -2,7 +2,7 @@
 //! server decides it, and nothing is left behind for want of our column.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::server::{GetMessageStatusRequest, GetPendingMessageCountRequest};
@@ -21,6 +21,8 @@ use crate::harness::wait_until;
 
 /// How often agents ask both servers at once.
 const ROUNDS: usize = 12;
+/// The head start of a round is longer than that of the one before by this.
+const HEAD_START: Duration = Duration::from_millis(5);
 /// How many messages wait for an agent then, stored by each server.
 const MESSAGES: usize = 15;
 /// How many times it asks each server, all at once.
@@ -88,15 +90,23 @@ async fn result(place: &Place, id: &MessageId) -> Option<MessageResult> {
     status.into_inner().result
 }
 
-/// Lets both servers store messages, and hand them out at the same time.
+/// Lets both servers store messages, and hand them out at the same time: the
+/// stock one gets a head start that grows, because it is the slower one.
 async fn compete(stock: &Place, own: &Place, at: [&Agent; 2]) -> (BTreeSet<Bytes>, Vec<Answer>) {
     let (mut sent, mut answers) = (BTreeSet::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         for _ in 0..MESSAGES {
             sent.insert(insert(stock, at[0]).await);
             sent.insert(insert(own, at[1]).await);
         }
-        let polls = (0..2 * POLLS).map(|number| ask(at[number % 2], number % 2 == 1));
+        let head_start = HEAD_START * u32::try_from(round).expect("a few");
+        let polls = (0..2 * POLLS).map(|number| async move {
+            let by_own = number % 2 == 1;
+            if by_own {
+                tokio::time::sleep(head_start).await;
+            }
+            ask(at[number % 2], by_own).await
+        });
         answers.extend(join_all(polls).await);
     }
     for _ in 0..ROUNDS {

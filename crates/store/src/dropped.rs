@@ -1,4 +1,5 @@
 //! Dropped calls: what they had sent is decided before a later call writes.
+//! For backends whose calls go on in the background when they are dropped.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,12 +8,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-/// How long the transaction of a dropped call may take to end by itself.
-pub(crate) const SOON: Duration = Duration::from_secs(1);
-
 /// The transactions of dropped calls that have not ended.
 #[derive(Debug, Default)]
-pub(crate) struct Dropped {
+pub struct Dropped {
     state: Mutex<State>,
     ended: Notify,
 }
@@ -25,13 +23,14 @@ struct State {
 
 /// One of them; it has ended when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Left {
+pub struct Left {
     dropped: Arc<Dropped>,
     number: u64,
 }
 
 impl Dropped {
-    pub(crate) fn begin(self: &Arc<Self>) -> Left {
+    /// Notes a call that was dropped, until what is returned is dropped, too.
+    pub fn begin(self: &Arc<Self>) -> Left {
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
@@ -42,8 +41,9 @@ impl Dropped {
         }
     }
 
-    /// Waits until those that are open now have ended, or were given time to.
-    pub(crate) async fn wait(&self) {
+    /// Waits until those that are open now have ended, but not for longer than
+    /// `limit`.
+    pub async fn wait(&self, limit: Duration) {
         let before = {
             let state = self.state();
             if state.open.is_empty() {
@@ -66,7 +66,7 @@ impl Dropped {
             }
         };
         // A database that hangs delays nobody for longer than one who dropped.
-        let _ = timeout(SOON, all_ended).await;
+        let _ = timeout(limit, all_ended).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
