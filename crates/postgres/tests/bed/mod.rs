@@ -380,6 +380,11 @@ impl Harness for Kind {
         server().err()
     }
 
+    /// Every third commit fails, or each call crosses a network several times.
+    fn patience(&self) -> u32 {
+        3
+    }
+
     async fn open(&self, clock: Arc<ManualClock>, random: Arc<Random>) -> Bed {
         let database = Arc::new(Database::new().await);
         let mut options = database.options();
