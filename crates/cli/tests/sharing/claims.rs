@@ -22,7 +22,7 @@ use crate::harness::wait_until;
 /// How often agents ask both servers at once.
 const ROUNDS: usize = 12;
 /// The head start of a round is longer than that of the one before by this.
-const HEAD_START: Duration = Duration::from_millis(5);
+const HEAD_START: Duration = Duration::from_millis(10);
 /// How many messages wait for an agent then, stored by each server.
 const MESSAGES: usize = 15;
 /// How many times it asks each server, all at once.
@@ -90,8 +90,8 @@ async fn result(place: &Place, id: &MessageId) -> Option<MessageResult> {
     status.into_inner().result
 }
 
-/// Lets both servers store messages, and hand them out at the same time: the
-/// stock one gets a head start that grows, because it is the slower one.
+/// Lets both servers store messages, and hand them out at the same time: one
+/// of them after the other gets a head start that grows, so that both have some.
 async fn compete(stock: &Place, own: &Place, at: [&Agent; 2]) -> (BTreeSet<Bytes>, Vec<Answer>) {
     let (mut sent, mut answers) = (BTreeSet::new(), Vec::new());
     for round in 0..ROUNDS {
@@ -102,7 +102,7 @@ async fn compete(stock: &Place, own: &Place, at: [&Agent; 2]) -> (BTreeSet<Bytes
         let head_start = HEAD_START * u32::try_from(round).expect("a few");
         let polls = (0..2 * POLLS).map(|number| async move {
             let by_own = number % 2 == 1;
-            if by_own {
+            if by_own == (round % 2 == 0) {
                 tokio::time::sleep(head_start).await;
             }
             ask(at[number % 2], by_own).await
@@ -193,7 +193,8 @@ fn this_server_hands_out_nothing_that_either_server_has_leased() {
     }
     let by = |own: bool| answers.iter().filter(move |answer| answer.by_own == own);
     let count = |own: bool| by(own).map(|answer| answer.messages.len()).sum::<usize>();
-    assert!(count(true) > 0 && count(false) > 0, "both had some");
+    let (by_own, by_stock) = (count(true), count(false));
+    assert!(by_own > 0 && by_stock > 0, "{by_own} and {by_stock}");
     report(&sent, &given);
     let all = sent.len() + 3;
     for place in [&stock, &own] {
