@@ -1,7 +1,10 @@
 //! What went wrong in the database, in the words of the store's contract.
 
+use deadpool::managed::TimeoutType;
 use fleethold_store::{Error, ErrorKind, Outcome};
 use tokio_postgres::error::{DbError, SqlState};
+
+use crate::pool::PoolError;
 
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +149,7 @@ pub(crate) enum Failure {
         committed: Commit,
     },
     /// No connection was to be had.
-    Pool(deadpool_postgres::PoolError),
+    Pool(PoolError),
     /// A test made the commit fail.
     Injected,
     /// Somebody else was faster; what was read is no longer true.
@@ -197,10 +200,8 @@ impl Failure {
             Self::Injected | Self::Overtaken => true,
             Self::Database { error, .. } => passes(error),
             Self::Pool(error) => match error {
-                deadpool_postgres::PoolError::Backend(error) => passes(error),
-                deadpool_postgres::PoolError::Timeout(kind) => {
-                    !matches!(kind, deadpool_postgres::TimeoutType::Wait)
-                }
+                PoolError::Backend(error) => passes(error),
+                PoolError::Timeout(kind) => !matches!(kind, TimeoutType::Wait),
                 _ => false,
             },
         }
@@ -221,8 +222,8 @@ impl Failure {
             }
             Self::Database { error, .. } => database_error(operation, error),
             Self::Pool(error) => match error {
-                deadpool_postgres::PoolError::Backend(error) => database_error(operation, error),
-                deadpool_postgres::PoolError::Closed => return Error::closed(operation),
+                PoolError::Backend(error) => database_error(operation, error),
+                PoolError::Closed => return Error::closed(operation),
                 error => Error::new(
                     ErrorKind::Transient,
                     operation,

@@ -29,8 +29,11 @@
 //! * A success is committed, as durably as the database commits.
 //! * All calls are correct at READ COMMITTED, REPEATABLE READ and SERIALIZABLE;
 //!   a transaction that loses a conflict is repeated as a whole.
-//! * A call whose connection breaks at COMMIT is repeated, too: it finds what it
-//!   did, and does it once. Only [`cleanup_allocation`] without an allocation
+//! * A call whose connection breaks at COMMIT is repeated, too: it ends what the
+//!   server still runs for that connection, finds what it did, and does it once.
+//!   Where it cannot end that (behind a pooler, without the right, on another
+//!   node) a claim may come too early to find what it has claimed: those messages
+//!   come again when they are due. Only [`cleanup_allocation`] without an allocation
 //!   cannot, and says that its outcome is unknown.
 //! * When the database comes back after an outage, calls work without a restart.
 //!
@@ -42,6 +45,7 @@
 //! * A call ends after [`PostgresOptions::call_limit`], whatever the database does.
 
 mod allocations;
+mod backend;
 mod broadcasts;
 mod claims;
 mod clients;

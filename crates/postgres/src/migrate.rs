@@ -9,7 +9,6 @@
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use deadpool_postgres::Object;
 use fleethold_store::Random;
 use fleethold_store::retry::Backoff;
 use tokio::time::{sleep, timeout};
@@ -18,7 +17,7 @@ use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
 
 use crate::error::{OpenError, is_lost};
-use crate::pool::Connections;
+use crate::pool::{Connections, PoolError};
 use crate::query::{INT, TEXT};
 
 struct Migration {
@@ -73,8 +72,8 @@ pub(crate) async fn migrate(connections: &Connections, random: &Random) -> Resul
         // Ends the lock with its connection if this fails.
         drop(lock.batch_execute("ROLLBACK").await);
     }
-    let connection: Object = connections.get().await.map_err(|error| match error {
-        deadpool_postgres::PoolError::Backend(error) => place.unreachable(error),
+    let connection = connections.get().await.map_err(|error| match error {
+        PoolError::Backend(error) => place.unreachable(error),
         error => OpenError::Unreachable {
             address: place.address.clone(),
             source: Box::new(error),
@@ -257,10 +256,17 @@ impl Place {
             let Err(error) = client.batch_execute(PREPARE).await else {
                 return Ok(());
             };
-            // "If not exists" does not hold between two who make it at once.
+            // "If not exists" does not hold between two who make it at once: the
+            // table, its type or its row may turn up between look and making, and
+            // engines that always are serializable say that as a conflict.
             let raced = matches!(
                 error.code(),
-                Some(&SqlState::UNIQUE_VIOLATION | &SqlState::DUPLICATE_TABLE)
+                Some(
+                    &SqlState::UNIQUE_VIOLATION
+                        | &SqlState::DUPLICATE_TABLE
+                        | &SqlState::DUPLICATE_OBJECT
+                        | &SqlState::T_R_SERIALIZATION_FAILURE
+                )
             );
             match backoff.next_delay().filter(|_| raced) {
                 Some(delay) => sleep(delay).await,

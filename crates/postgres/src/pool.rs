@@ -1,14 +1,15 @@
 //! Connections: how they are made, checked and lent.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
-    Timeouts,
-};
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, RecycleResult, Timeouts};
+use deadpool_postgres::{ClientWrapper, ManagerConfig, RecyclingMethod};
 use tokio_postgres::NoTls;
 
+use crate::backend::Backend;
 use crate::error::OpenError;
 use crate::options::PostgresOptions;
 use crate::tls::Tls;
@@ -25,10 +26,13 @@ const PLANS: &str = "\
 -- plans
 SET enable_seqscan = off; SET jit = off";
 
+pub(crate) type Object = managed::Object<Manager>;
+pub(crate) type PoolError = managed::PoolError<tokio_postgres::Error>;
+
 /// The pool, and the way to connections beside it.
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
-    pool: Pool,
+    pool: managed::Pool<Manager>,
     config: Arc<tokio_postgres::Config>,
     tls: Tls,
 }
@@ -46,42 +50,33 @@ impl Connections {
         let manager_config = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
-        let manager = match &tls {
-            Tls::Off => Manager::from_config(config.clone(), NoTls, manager_config),
-            Tls::On(connect) => {
-                Manager::from_config(config.clone(), connect.clone(), manager_config)
-            }
+        let config = Arc::new(config);
+        let manager = Manager {
+            inner: match &tls {
+                Tls::Off => deadpool_postgres::Manager::from_config(
+                    (*config).clone(),
+                    NoTls,
+                    manager_config,
+                ),
+                Tls::On(connect) => deadpool_postgres::Manager::from_config(
+                    (*config).clone(),
+                    connect.clone(),
+                    manager_config,
+                ),
+            },
+            is_own: options.prepared,
         };
-        let mut pool = Pool::builder(manager)
+        let pool = managed::Pool::builder(manager)
             .max_size(options.pool_size.get().into())
             .timeouts(Timeouts {
                 wait: Some(options.wait_limit),
                 create: Some(CONNECT_LIMIT),
                 recycle: Some(CHECK_LIMIT),
             })
-            .runtime(Runtime::Tokio1)
-            .pre_recycle(Hook::async_fn(|connection, metrics| {
-                Box::pin(async move {
-                    if metrics.last_used() > CHECKED_AFTER {
-                        connection
-                            .simple_query("")
-                            .await
-                            .map_err(HookError::Backend)?;
-                    }
-                    Ok(())
-                })
-            }));
-        if options.prepared {
-            pool = pool.post_create(Hook::async_fn(|connection, _| {
-                Box::pin(async move {
-                    drop(connection.batch_execute(PLANS).await);
-                    Ok(())
-                })
-            }));
-        }
+            .runtime(Runtime::Tokio1);
         Ok(Self {
             pool: pool.build().expect("a pool with a runtime"),
-            config: Arc::new(config),
+            config,
             tls,
         })
     }
@@ -132,6 +127,59 @@ impl Connections {
 
     pub(crate) fn close(&self) {
         self.pool.close();
+    }
+}
+
+/// A connection, and the process of the server behind it if that is known.
+#[derive(Debug)]
+pub(crate) struct Link {
+    client: ClientWrapper,
+    pub(crate) backend: Option<Backend>,
+}
+
+impl Deref for Link {
+    type Target = ClientWrapper;
+
+    fn deref(&self) -> &ClientWrapper {
+        &self.client
+    }
+}
+
+/// Makes connections of the pool, and checks them before they are lent again.
+#[derive(Debug)]
+pub(crate) struct Manager {
+    inner: deadpool_postgres::Manager,
+    /// Whether no pooler is said to lend each statement another session.
+    is_own: bool,
+}
+
+impl managed::Manager for Manager {
+    type Type = Link;
+    type Error = tokio_postgres::Error;
+
+    async fn create(&self) -> Result<Link, tokio_postgres::Error> {
+        let client = self.inner.create().await?;
+        let mut backend = None;
+        if self.is_own {
+            let (_, found) = tokio::join!(client.batch_execute(PLANS), Backend::of(&client));
+            backend = found;
+        }
+        Ok(Link { client, backend })
+    }
+
+    async fn recycle(
+        &self,
+        link: &mut Link,
+        metrics: &Metrics,
+    ) -> RecycleResult<tokio_postgres::Error> {
+        if metrics.last_used() > CHECKED_AFTER {
+            link.client.simple_query("").await?;
+        }
+        self.inner.recycle(&mut link.client, metrics).await
+    }
+
+    fn detach(&self, link: &mut Link) {
+        self.inner.detach(&mut link.client);
     }
 }
 

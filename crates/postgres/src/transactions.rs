@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use deadpool_postgres::Object;
 use fleethold_store::dropped::{Dropped, Left};
 use fleethold_store::retry::Backoff;
 use fleethold_store::{Error, ErrorKind, Outcome, Result, Wait};
@@ -14,8 +13,9 @@ use futures::future::{BoxFuture, join_all};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::{Row, Statement};
 
+use crate::backend::Backend;
 use crate::error::{Commit, Failure, Worked, is_lost, spoils};
-use crate::pool::Connections;
+use crate::pool::{Connections, Object};
 use crate::query::{Query, Values};
 use crate::{SOON, Shared};
 
@@ -152,9 +152,10 @@ impl Shared {
         }
         let mut backoff = Backoff::new(&self.random, limit);
         let mut replays = false;
+        let mut lost = Vec::new();
         loop {
             let sent = Arc::new(AtomicBool::new(false));
-            let attempt = self.attempt(kind, replays, &sent, &body);
+            let attempt = self.attempt(kind, replays, &mut lost, &sent, &body);
             let failure = match timeout_at(deadline, Box::pin(attempt)).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(failure)) => failure,
@@ -185,6 +186,7 @@ impl Shared {
         &self,
         kind: Kind,
         replays: bool,
+        lost: &mut Vec<Backend>,
         commit_sent: &Arc<AtomicBool>,
         body: impl Fn(Tx) -> F,
     ) -> Worked<T>
@@ -209,19 +211,25 @@ impl Shared {
             replays,
             begun: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            used: AtomicBool::new(false),
+            used: AtomicBool::new(!lost.is_empty()),
             commit_sent: Arc::clone(commit_sent),
         }));
-        match body(tx.clone()).await {
-            Ok(value) => {
-                tx.commit().await?;
-                Ok(value)
-            }
+        // What may be committed yet would be looked for too early.
+        while let Some(backend) = lost.last() {
+            backend.end(tx.0.connection()).await?;
+            lost.pop();
+        }
+        let worked = match body(tx.clone()).await {
+            Ok(value) => tx.commit().await.map(|()| value),
             Err(failure) => {
                 tx.roll_back().await;
                 Err(failure)
             }
+        };
+        if worked.as_ref().is_err_and(Failure::may_be_committed) {
+            lost.extend(tx.0.connection().backend);
         }
+        worked
     }
 }
 

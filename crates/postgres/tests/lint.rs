@@ -128,6 +128,7 @@ fn text_that_is_sent_is_a_named_statement() {
                     "PREPARE",
                     "LOCK",
                     "LISTEN",
+                    "OWN",
                     "statement",
                     "\"\"",
                 ];

@@ -43,7 +43,7 @@ async fn tables(database: &Database) -> i64 {
 #[tokio::test]
 async fn an_empty_database_gets_the_schema_and_a_second_start_changes_nothing() {
     let database = Database::empty("").await;
-    let stores = futures::future::join_all((0..4).map(|_| try_open(&database.url))).await;
+    let stores = futures::future::join_all((0..12).map(|_| try_open(&database.url))).await;
     let made = tables(&database).await;
     for store in stores {
         store
