@@ -377,6 +377,8 @@ mod tests {
     #[derive(Clone)]
     struct Bed {
         gather: Arc<Gather<Number, u32>>,
+        /// Has a permit for each batch that has begun.
+        begun: Arc<Semaphore>,
         may_end: Arc<Semaphore>,
         batches: Arc<Mutex<Vec<Vec<u32>>>>,
     }
@@ -385,6 +387,7 @@ mod tests {
         fn new(limits: GatherLimits) -> Self {
             Self {
                 gather: Arc::new(Gather::new(limits)),
+                begun: Arc::new(Semaphore::new(0)),
                 may_end: Arc::new(Semaphore::new(0)),
                 batches: Arc::default(),
             }
@@ -398,6 +401,7 @@ mod tests {
                     async move {
                         let keys: Vec<_> = jobs.iter().map(|job| job.key).collect();
                         lock(&bed.batches).push(keys.clone());
+                        bed.begun.add_permits(1);
                         bed.may_end.acquire().await.unwrap().forget();
                         assert_ne!(keys, [13], "a batch that panics");
                         keys
@@ -512,9 +516,7 @@ mod tests {
         bed.rest().await;
         let _same = bed.call(light(1));
         let other = bed.call(light(2));
-        while bed.batches().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        bed.begun.acquire_many(2).await.unwrap().forget();
         assert_eq!(bed.batches(), [vec![1], vec![2]]);
         bed.may_end.add_permits(2);
         assert_eq!(first.await.unwrap(), Some(1));

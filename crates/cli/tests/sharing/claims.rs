@@ -2,7 +2,7 @@
 //! server decides it, and nothing is left behind for want of our column.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use fleethold_proto::fleetspeak::server::{GetMessageStatusRequest, GetPendingMessageCountRequest};
@@ -13,6 +13,7 @@ use futures::future::join_all;
 use http::StatusCode;
 use prost::Message as _;
 use rcgen::KeyPair;
+use tokio::sync::watch;
 
 use crate::agent::{Agent, message, post};
 use crate::bed::{ABSENT, Bed, Place, block_on};
@@ -21,8 +22,6 @@ use crate::harness::wait_until;
 
 /// How often agents ask both servers at once.
 const ROUNDS: usize = 12;
-/// The head start of a round is longer than that of the one before by this.
-const HEAD_START: Duration = Duration::from_millis(10);
 /// How many messages wait for an agent then, stored by each server.
 const MESSAGES: usize = 15;
 /// How many times it asks each server, all at once.
@@ -90,8 +89,16 @@ async fn result(place: &Place, id: &MessageId) -> Option<MessageResult> {
     status.into_inner().result
 }
 
-/// Lets both servers store messages, and hand them out at the same time: one
-/// of them after the other gets a head start that grows, so that both have some.
+/// Who begins to ask in a round.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum First {
+    Both,
+    Own,
+    Stock,
+}
+
+/// Lets both servers store messages, and hand them out at the same time, or one
+/// of them when the other has answered once: so both have some.
 async fn compete(stock: &Place, own: &Place, at: [&Agent; 2]) -> (BTreeSet<Bytes>, Vec<Answer>) {
     let (mut sent, mut answers) = (BTreeSet::new(), Vec::new());
     for round in 0..ROUNDS {
@@ -99,13 +106,17 @@ async fn compete(stock: &Place, own: &Place, at: [&Agent; 2]) -> (BTreeSet<Bytes
             sent.insert(insert(stock, at[0]).await);
             sent.insert(insert(own, at[1]).await);
         }
-        let head_start = HEAD_START * u32::try_from(round).expect("a few");
+        let first = [First::Both, First::Own, First::Stock][round % 3];
+        let answered = &watch::Sender::new(first == First::Both);
         let polls = (0..2 * POLLS).map(|number| async move {
             let by_own = number % 2 == 1;
-            if by_own == (round % 2 == 0) {
-                tokio::time::sleep(head_start).await;
+            if by_own != (first == First::Own) {
+                let mut answered = answered.subscribe();
+                answered.wait_for(|answered| *answered).await.unwrap();
             }
-            ask(at[number % 2], by_own).await
+            let answer = ask(at[number % 2], by_own).await;
+            answered.send_replace(true);
+            answer
         });
         answers.extend(join_all(polls).await);
     }
