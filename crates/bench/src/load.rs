@@ -21,6 +21,7 @@ mod preflight;
 mod report;
 mod service;
 mod stream;
+mod trust;
 mod watch;
 
 use std::net::SocketAddr;

@@ -34,6 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::Failure;
 use super::identity::Identity;
+use super::trust::OnceVerified;
 
 /// The longest an agent waits for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -60,7 +61,7 @@ pub enum Http {
 pub(crate) struct Surroundings {
     pub(crate) server: SocketAddr,
     name: ServerName<'static>,
-    verifier: Arc<WebPkiServerVerifier>,
+    verifier: Arc<OnceVerified>,
     provider: Arc<CryptoProvider>,
     pub(crate) http: Http,
     pub(crate) deflate: bool,
@@ -98,6 +99,7 @@ impl Surroundings {
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
                 .build()
                 .context("the certificates cannot be trusted")?;
+        let verifier = Arc::new(OnceVerified::new(verifier));
         Ok(Self {
             server,
             name: ServerName::try_from(name.to_owned())
@@ -114,7 +116,8 @@ impl Surroundings {
     fn tls(&self, identity: &Identity) -> Result<ClientConfig> {
         let mut tls = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
-            .with_webpki_verifier(Arc::clone(&self.verifier))
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(&self.verifier) as _)
             .with_client_cert_resolver(identity.resolver());
         tls.alpn_protocols = match self.http {
             Http::One => vec![b"http/1.1".to_vec()],
