@@ -1,18 +1,20 @@
 //! Contacts of clients and the messages that came and went with them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fleethold_proto::Timestamp;
-use fleethold_proto::fleetspeak::server::ClientContact;
+use fleethold_proto::fleetspeak::server::{Client, ClientContact};
 use fleethold_store::{ClientData, Clock, ContactData, ContactId, ErrorKind, clock};
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
 
 use crate::checks::{assert_messages, assert_refused, assert_same};
 use crate::samples::{
-    C1, C2, contact, label, message_id, seconds, success, to_client, to_server, with_result,
+    C1, C2, C3, client_id, contact, label, message_id, seconds, success, to_client, to_server,
+    with_result,
 };
 use crate::{Bed, cases};
 
@@ -30,6 +32,9 @@ cases![
     f_20_slow_reader_of_contacts_holds_up_nobody,
     contact_and_messages_are_stored_together,
     failed_contact_stores_nothing,
+    enrolment_adds_client_and_contact_at_once,
+    failed_enrolment_stores_nothing,
+    of_enrolments_at_once_one_succeeds,
     f_16_messages_are_linked_any_number_of_times,
     f_16_unknown_contact_cannot_be_linked,
 ];
@@ -380,6 +385,151 @@ async fn failed_contact_stores_nothing(bed: Bed) {
             .await,
         ErrorKind::NotFound,
     );
+}
+
+async fn enrolment_adds_client_and_contact_at_once(bed: Bed) {
+    bed.clock.set(84);
+    let data = ClientData {
+        key: Bytes::from_static(b"key"),
+        labels: vec![label("client", "label1"), label("client", "label2")],
+        blacklisted: false,
+    };
+    let full = ContactData {
+        streaming_to: Some("streaming.server:1234".into()),
+        ..contact(C1)
+    };
+    let enrolled = bed.store.enrol(&data, &full).await.unwrap();
+    bed.clock.set(85);
+    bed.add_client(C2).await;
+    let second = ContactData {
+        nonce_sent: 43,
+        ..contact(C1)
+    };
+    bed.store.record_client_contact(&second).await.unwrap();
+    let again = ContactData {
+        streaming_to: full.streaming_to.clone(),
+        ..contact(C2)
+    };
+    bed.clock.set(84);
+    bed.store.record_client_contact(&again).await.unwrap();
+    assert_same(
+        "the client has its key and labels",
+        &bed.store.get_client_data(C1).await.unwrap(),
+        &data,
+    );
+    assert_same("contacts of the client", &nonces(&bed).await, &[42, 43]);
+    bed.send(&[to_server(1, C1)]).await;
+    bed.store
+        .link_messages_to_contact(&enrolled, &[message_id(1)])
+        .await
+        .expect("the contact is known");
+
+    bed.clock.set(84);
+    let enrolled = ContactData {
+        client_id: C3,
+        ..full
+    };
+    bed.store.enrol(&data, &enrolled).await.unwrap();
+    let like = bed.client(C2).await;
+    let found = bed.client(C3).await;
+    assert_same(
+        "the last contact is that of a contact after the client was added",
+        &found,
+        &Client {
+            client_id: C3.to_bytes(),
+            labels: data.labels,
+            ..like
+        },
+    );
+}
+
+async fn failed_enrolment_stores_nothing(bed: Bed) {
+    let data = ClientData {
+        key: Bytes::from_static(b"key"),
+        ..ClientData::default()
+    };
+    let overlong = ContactData {
+        streaming_to: Some("x".repeat(129)),
+        ..contact(C1)
+    };
+    assert_refused(
+        "`InvalidArgument` for a streaming target over 128 bytes",
+        bed.store.enrol(&data, &overlong).await,
+        ErrorKind::InvalidArgument,
+    );
+    let wrong = ClientData {
+        labels: vec![label("client", &"x".repeat(129))],
+        ..data.clone()
+    };
+    assert_refused(
+        "`InvalidArgument` for a label over 128 characters",
+        bed.store.enrol(&wrong, &contact(C1)).await,
+        ErrorKind::InvalidArgument,
+    );
+    assert_refused(
+        "nothing is stored then",
+        bed.store.get_client_data(C1).await,
+        ErrorKind::NotFound,
+    );
+
+    bed.store.enrol(&data, &contact(C1)).await.unwrap();
+    let before = bed.client(C1).await;
+    bed.clock.advance(Duration::from_secs(1));
+    let other = ClientData {
+        key: Bytes::from_static(b"other"),
+        labels: vec![label("client", "new")],
+        blacklisted: true,
+    };
+    let second = ContactData {
+        nonce_sent: 43,
+        ..contact(C1)
+    };
+    assert_refused(
+        "`AlreadyExists` for a client that exists",
+        bed.store.enrol(&other, &second).await,
+        ErrorKind::AlreadyExists,
+    );
+    assert_same("nothing is stored then", &bed.client(C1).await, &before);
+    assert_same("nothing is stored then", &nonces(&bed).await, &[42]);
+    assert_same(
+        "the stored client is unchanged",
+        &bed.store.get_client_data(C1).await.unwrap(),
+        &data,
+    );
+}
+
+async fn of_enrolments_at_once_one_succeeds(bed: Bed) {
+    const CLIENTS: u64 = 20;
+    let data = ClientData::default();
+    let calls = (0..3 * CLIENTS).map(|number| {
+        let (store, data) = (&bed.store, &data);
+        let contact = ContactData {
+            nonce_sent: number,
+            ..contact(client_id(number % CLIENTS))
+        };
+        async move { (number, store.enrol(data, &contact).await) }
+    });
+    let mut enrolled = BTreeMap::new();
+    for (number, answer) in join_all(calls).await {
+        match answer {
+            Ok(_) => assert_same(
+                "a client is enrolled once",
+                &enrolled.insert(number % CLIENTS, number),
+                &None,
+            ),
+            Err(error) => assert_same("the others", &error.kind(), &ErrorKind::AlreadyExists),
+        }
+    }
+    assert_eq!(enrolled.len() as u64, CLIENTS, "every client is enrolled");
+    for (client, number) in enrolled {
+        let contacts = bed.store.list_client_contacts(client_id(client)).await;
+        let nonces: Vec<_> = contacts
+            .unwrap()
+            .iter()
+            .map(|contact| contact.sent_nonce)
+            .collect();
+        assert_same("the contact of who succeeded", &nonces, &[number]);
+    }
 }
 
 async fn f_16_messages_are_linked_any_number_of_times(bed: Bed) {

@@ -298,6 +298,7 @@ fn all_calls(store: &dyn Store) -> Vec<(&'static str, Call<'_>)> {
         blacklist_client(C1),
         record_client_contact(&contact(C1)),
         store_contact(&contact(C1), &[to_server(1, C1)]),
+        enrol(&ClientData::default(), &contact(C2)),
         list_client_contacts(C1),
         link_messages_to_contact(&ContactId::from_number(1), &known),
         record_resource_usage_data(C1, &usage_report()),

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use fleethold_proto::fleetspeak::Message;
@@ -16,8 +15,7 @@ use fleethold_store::gather::{GatherLimits, Job};
 use fleethold_store::limits::{MAX_CLAIM_BYTES, MOST_EARLY_CLAIMS};
 use fleethold_store::record::ResultRecord;
 use fleethold_store::{
-    ClaimServerMessages, ClientId, Error, ErrorKind, MOST_OVERDUE_COUNTED, MessageId, Result,
-    ServiceLimits,
+    ClaimServerMessages, ClientId, MOST_OVERDUE_COUNTED, MessageId, Result, ServiceLimits,
 };
 use futures::FutureExt;
 
@@ -28,7 +26,7 @@ use crate::probes::{Look, Queues};
 use crate::rows::{self, SERVER_QUEUE, queue, take, take_id};
 use crate::schema::LockClause;
 use crate::sql::{Batch, List, MOST_ROWS, Value};
-use crate::transaction::{Replay, Shared, Tx};
+use crate::transaction::{Replay, Shared, Tx, ended_badly};
 
 /// A claim that finds locked what was due looks again so many times at most:
 /// the server's search for what is due locks the row behind it for a moment.
@@ -118,10 +116,7 @@ impl Shared {
         let claimed = match claimed.await {
             Some(Some(claimed)) => claimed?,
             Some(None) => self.claim_alone(operation, claim.0).await?,
-            None => {
-                let detail = "the call ended badly";
-                return Err(Error::new(ErrorKind::Internal, operation, detail));
-            }
+            None => return Err(ended_badly(operation)),
         };
         self.hand_out(operation, claimed).await
     }
@@ -484,28 +479,27 @@ async fn lock(tx: &mut Tx, claims: &[Arc<Claim>], now_micros: i64) -> Worked<Vec
 
 fn reschedule(batch: &mut Batch, tx: &Tx, due: &[&Due], for_server: bool, now_micros: i64) {
     let clock = &tx.context.clock;
-    let retry_time = |due: &Due| -> SystemTime {
-        if for_server {
-            clock.server_retry_time(due.claims.saturating_add(1))
-        } else {
-            clock.client_retry_time()
-        }
-    };
+    if !for_server {
+        let ids = List::ids(due.iter().map(|due| &due.message));
+        let values = [
+            Value::Int(epoch_micros(clock.client_retry_time())),
+            Value::List(&ids),
+            Value::Int(now_micros),
+        ];
+        batch.add(RESCHEDULE_FOR_CLIENTS, &values);
+        return;
+    }
+    // Each has its own time.
     let rows = due.iter().map(|due| {
+        let due_at = clock.server_retry_time(due.claims.saturating_add(1));
         [
             Value::Bytes(due.message.as_bytes()),
-            Value::Int(epoch_micros(retry_time(due))),
+            Value::Int(epoch_micros(due_at)),
         ]
     });
     let table = List::table("SELECT ? AS id, ? AS due", "SELECT ?, ?", rows);
-    batch.add(
-        RESCHEDULE,
-        &[
-            Value::List(&table),
-            Value::Int(for_server.into()),
-            Value::Int(now_micros),
-        ],
-    );
+    let values = [Value::List(&table), Value::Int(now_micros)];
+    batch.add(RESCHEDULE_FOR_SERVER, &values);
 }
 
 impl Claim {
@@ -569,10 +563,16 @@ WHERE fleethold_queue = ? AND scheduled_time <= ?
 ORDER BY scheduled_time, message_id LIMIT ?
 FOR UPDATE";
 
-const RESCHEDULE: &str = "\
--- claim
+const RESCHEDULE_FOR_CLIENTS: &str = "\
+-- claim (for clients)
+UPDATE pending_messages FORCE INDEX (PRIMARY)
+SET retry_count = retry_count + 1, scheduled_time = ?
+WHERE for_server = 0 AND message_id IN (?) AND scheduled_time <= ?";
+
+const RESCHEDULE_FOR_SERVER: &str = "\
+-- claim (for services)
 UPDATE (?) AS given STRAIGHT_JOIN pending_messages
-    ON pending_messages.for_server = ? AND pending_messages.message_id = given.id
+    ON pending_messages.for_server = 1 AND pending_messages.message_id = given.id
 SET
     pending_messages.retry_count = pending_messages.retry_count + 1,
     pending_messages.scheduled_time = given.due

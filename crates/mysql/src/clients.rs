@@ -18,6 +18,7 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use mysql_async::Row;
 
 use crate::MysqlStore;
+use crate::changes::Change;
 use crate::contacts::{self, Place};
 use crate::enrolments::Enrolment;
 use crate::error::{Failure, Worked, code};
@@ -162,7 +163,7 @@ impl ClientStore for MysqlStore {
     }
 
     async fn record_client_contact(&self, contact: &ContactData) -> Result<ContactId> {
-        self.store_contact_as("record_client_contact", contact, &[])
+        self.store_contact_as("record_client_contact", None, contact, &[])
             .await
     }
 
@@ -171,7 +172,18 @@ impl ClientStore for MysqlStore {
         contact: &ContactData,
         messages: &[Message],
     ) -> Result<ContactId> {
-        self.store_contact_as("store_contact", contact, messages)
+        self.store_contact_as("store_contact", None, contact, messages)
+            .await
+    }
+
+    async fn enrol(&self, data: &ClientData, contact: &ContactData) -> Result<ContactId> {
+        const OPERATION: &str = "enrol";
+        let labels = sorted_labels(OPERATION, &data.labels)?;
+        let data = ClientData {
+            labels,
+            ..data.clone()
+        };
+        self.store_contact_as(OPERATION, Some(data), contact, &[])
             .await
     }
 
@@ -212,26 +224,16 @@ impl ClientStore for MysqlStore {
         }
         let mut ids = ids.to_vec();
         ids.sort_unstable();
-        self.shared
-            .write(
-                OPERATION,
-                Replay::Safe,
-                (number, ids),
-                |(number, ids), tx| {
-                    async move {
-                        let mut batch = Batch::of(contacts::CONTACT_EXISTS, &[Value::Int(*number)]);
-                        contacts::link(&mut batch, *number, ids);
-                        let replies = tx.commit(batch).await?;
-                        if replies.iter().all(|reply| reply.rows.is_empty()) {
-                            let detail = format!("contact {number:x} does not exist");
-                            return Err(Error::not_found(OPERATION, detail).into());
-                        }
-                        Ok(())
-                    }
-                    .boxed()
-                },
-            )
-            .await
+        let link = Change::Link {
+            contact: number,
+            ids,
+        };
+        if self.shared.change(OPERATION, link).await? {
+            Ok(())
+        } else {
+            let detail = format!("contact {number:x} does not exist");
+            Err(Error::not_found(OPERATION, detail))
+        }
     }
 
     async fn record_resource_usage_data(
@@ -276,6 +278,7 @@ impl MysqlStore {
     async fn store_contact_as(
         &self,
         operation: &'static str,
+        client: Option<ClientData>,
         contact: &ContactData,
         messages: &[Message],
     ) -> Result<ContactId> {
@@ -283,11 +286,11 @@ impl MysqlStore {
         let records = parse(operation, messages, &self.shared.context)?;
         let new = New::of(records, &self.shared.context);
         let now_nanos = epoch_nanos(self.shared.context.clock.now());
-        let client = record.client_id;
-        let contact = Contact::new(operation, record, new, now_nanos);
+        let id = record.client_id;
+        let contact = Contact::new(operation, client, record, new, now_nanos);
         match self.shared.store_contact(contact).await? {
             Some(number) => Ok(ContactId::from_number(number)),
-            None => Err(unknown(operation, client)),
+            None => Err(unknown(operation, id)),
         }
     }
 }

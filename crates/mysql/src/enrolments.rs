@@ -5,22 +5,15 @@
 
 use std::sync::Arc;
 
-use fleethold_store::gather::{GatherLimits, Job};
+use fleethold_store::gather::Job;
 use fleethold_store::{ClientData, ClientId, Error, ErrorKind, Result};
 use futures::FutureExt;
 
 use crate::clients::insert_labels_of;
 use crate::error::{Verdict, Worked, code};
-use crate::grouped::{TURN, shared_error};
+use crate::grouped::shared_error;
 use crate::sql::{Batch, List, Value, slices};
-use crate::transaction::{Shared, Tx};
-
-pub(crate) const LIMITS: GatherLimits = GatherLimits {
-    batches: 2,
-    jobs: 64,
-    weight: 1024 * 1024,
-    turn: TURN,
-};
+use crate::transaction::{Shared, Tx, ended_badly};
 
 /// A client on its way into the database.
 #[derive(Clone, Debug)]
@@ -60,6 +53,16 @@ impl Enrolment {
     }
 }
 
+impl Parts {
+    fn client(&self) -> NewClient<'_> {
+        NewClient {
+            id: self.id,
+            data: &self.data,
+            now_nanos: self.now_nanos,
+        }
+    }
+}
+
 impl Job for Enrolment {
     type Key = ClientId;
 
@@ -68,10 +71,15 @@ impl Job for Enrolment {
     }
 
     fn weight(&self) -> usize {
-        let labels = self.0.data.labels.iter();
-        let labels = labels.map(|label| 100 + label.service_name.len() + label.label.len());
-        200 + 2 * (self.0.data.key.len() + labels.sum::<usize>())
+        weight(&self.0.data)
     }
+}
+
+/// Returns about how many bytes the statements have that add a client.
+pub(crate) fn weight(data: &ClientData) -> usize {
+    let labels = data.labels.iter();
+    let labels = labels.map(|label| 100 + label.service_name.len() + label.label.len());
+    200 + 2 * (data.key.len() + labels.sum::<usize>())
 }
 
 impl Shared {
@@ -91,11 +99,7 @@ impl Shared {
         match added.await {
             Some(Added::Done(done)) => done,
             Some(Added::Alone { replayed }) => self.add_alone(operation, enrolment, replayed).await,
-            None => Err(Error::new(
-                ErrorKind::Internal,
-                operation,
-                "the call ended badly",
-            )),
+            None => Err(ended_badly(operation)),
         }
     }
 
@@ -142,7 +146,8 @@ impl Shared {
 
 async fn add_group(tx: &mut Tx, enrolments: &[Enrolment]) -> Worked<Group> {
     let mut batch = Batch::default();
-    add(&mut batch, enrolments.iter().map(|enrolment| &*enrolment.0));
+    let clients = enrolments.iter().map(|enrolment| enrolment.0.client());
+    add(&mut batch, clients);
     match tx.commit(batch).await {
         Ok(_) => Ok(Group::Added),
         // One that exists, perhaps because an earlier attempt has added all.
@@ -159,36 +164,48 @@ async fn add_group(tx: &mut Tx, enrolments: &[Enrolment]) -> Worked<Group> {
 
 async fn add_one(tx: &mut Tx, parts: &Parts, operation: &'static str) -> Worked<()> {
     let mut batch = Batch::default();
-    add(&mut batch, std::iter::once(parts));
+    add(&mut batch, std::iter::once(parts.client()));
     match tx.commit(batch).await {
         Err(failure) if failure.is_server(code::DUPLICATE_KEY) => {
             if tx.replayed() && has_key(tx, parts.id, &parts.data.key).await? {
                 return Ok(());
             }
-            let detail = format!("client {} exists", parts.id);
-            Err(Error::new(ErrorKind::AlreadyExists, operation, detail).into())
+            Err(exists(operation, parts.id).into())
         }
         added => added.map(drop),
     }
 }
 
-fn add<'a>(batch: &mut Batch, all: impl Iterator<Item = &'a Parts>) {
-    let all: Vec<_> = all.collect();
-    for slice in slices(&all, |parts| 50 + parts.data.key.len()) {
-        let rows = slice.iter().map(|parts| {
+pub(crate) fn exists(operation: &'static str, id: ClientId) -> Error {
+    let detail = format!("client {id} exists");
+    Error::new(ErrorKind::AlreadyExists, operation, detail)
+}
+
+/// A client that gets added now.
+pub(crate) struct NewClient<'a> {
+    pub(crate) id: ClientId,
+    pub(crate) data: &'a ClientData,
+    pub(crate) now_nanos: i64,
+}
+
+/// Adds the statements that add clients with their labels.
+pub(crate) fn add<'a>(batch: &mut Batch, clients: impl Iterator<Item = NewClient<'a>>) {
+    let clients: Vec<_> = clients.collect();
+    for slice in slices(&clients, |client| 50 + client.data.key.len()) {
+        let rows = slice.iter().map(|client| {
             [
-                Value::Bytes(parts.id.as_bytes()),
-                Value::Bytes(&parts.data.key),
-                Value::Int(parts.data.blacklisted.into()),
-                Value::Int(parts.now_nanos),
+                Value::Bytes(client.id.as_bytes()),
+                Value::Bytes(&client.data.key),
+                Value::Int(client.data.blacklisted.into()),
+                Value::Int(client.now_nanos),
             ]
         });
         let rows = List::rows("(?, ?, ?, ?)", ", ", rows);
         batch.add(ADD_CLIENTS, &[Value::List(&rows)]);
     }
-    let labels: Vec<_> = all
+    let labels: Vec<_> = clients
         .iter()
-        .flat_map(|parts| parts.data.labels.iter().map(|label| (parts.id, label)))
+        .flat_map(|client| client.data.labels.iter().map(|label| (client.id, label)))
         .collect();
     insert_labels_of(batch, &labels);
 }

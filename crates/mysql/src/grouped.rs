@@ -1,6 +1,8 @@
 //! Contacts of many callers in one transaction: its commit and its packets cost
 //! more than what they do for one contact.
 //!
+//! A contact may be the first of its client, which is added then, too.
+//!
 //! A group either stores all its contacts, or it is given up and each caller
 //! stores its own: nobody suffers for what is wrong with another's.
 
@@ -10,16 +12,17 @@ use std::time::Duration;
 
 use fleethold_store::gather::{GatherLimits, Job};
 use fleethold_store::record::ContactRecord;
-use fleethold_store::{ClientId, Error, ErrorKind, Result};
+use fleethold_store::{ClientData, ClientId, Error, Result};
 use futures::FutureExt;
 
 use crate::clients::{CLIENT_EXISTS, UNRECORDED};
 use crate::contacts;
+use crate::enrolments::{self, NewClient};
 use crate::error::{Verdict, Worked, code};
 use crate::incoming::New;
 use crate::rows::take;
 use crate::sql::{Batch, Value};
-use crate::transaction::{Shared, Tx};
+use crate::transaction::{Shared, Tx, ended_badly};
 
 /// Who takes longer, because of a lock or a lost connection, goes on alone.
 pub(crate) const TURN: Duration = Duration::from_secs(1);
@@ -33,13 +36,15 @@ pub(crate) const LIMITS: GatherLimits = GatherLimits {
     turn: TURN,
 };
 
-/// A contact with its messages, on its way into the database.
+/// A contact with its messages, and perhaps its client, on its way into the database.
 #[derive(Clone, Debug)]
 pub(crate) struct Contact(Arc<Parts>);
 
 #[derive(Debug)]
 struct Parts {
     operation: &'static str,
+    /// The contact's client if that is new, with sorted labels.
+    client: Option<ClientData>,
     record: ContactRecord,
     new: New,
     now_nanos: i64,
@@ -63,12 +68,14 @@ enum Group {
 impl Contact {
     pub(crate) fn new(
         operation: &'static str,
+        client: Option<ClientData>,
         record: ContactRecord,
         new: New,
         now_nanos: i64,
     ) -> Self {
         Self(Arc::new(Parts {
             operation,
+            client,
             record,
             new,
             now_nanos,
@@ -77,6 +84,16 @@ impl Contact {
 
     fn client(&self) -> ClientId {
         self.0.record.client_id
+    }
+}
+
+impl Parts {
+    fn new_client(&self) -> Option<NewClient<'_>> {
+        self.client.as_ref().map(|data| NewClient {
+            id: self.record.client_id,
+            data,
+            now_nanos: self.now_nanos,
+        })
     }
 }
 
@@ -91,7 +108,8 @@ impl Job for Contact {
     }
 
     fn weight(&self) -> usize {
-        1_000 + self.0.new.statement_bytes()
+        let client = self.0.client.as_ref().map_or(0, enrolments::weight);
+        1_000 + client + self.0.new.statement_bytes()
     }
 }
 
@@ -110,11 +128,7 @@ impl Shared {
         match stored.await {
             Some(Stored::Done(done)) => done,
             Some(Stored::Alone { replayed }) => self.store_alone(contact, replayed).await,
-            None => Err(Error::new(
-                ErrorKind::Internal,
-                operation,
-                "the call ended badly",
-            )),
+            None => Err(ended_badly(operation)),
         }
     }
 
@@ -159,16 +173,7 @@ impl Shared {
     async fn store_alone(&self, contact: Contact, replayed: bool) -> Result<Option<i64>> {
         let operation = contact.0.operation;
         self.write_settled(operation, replayed, contact, |contact, tx| {
-            async move {
-                let Parts {
-                    record,
-                    new,
-                    now_nanos,
-                    ..
-                } = &*contact.0;
-                store_one(tx, record, new, *now_nanos).await
-            }
-            .boxed()
+            async move { store_one(tx, &contact.0).await }.boxed()
         })
         .await
     }
@@ -214,12 +219,17 @@ async fn store_together(tx: &mut Tx, contacts: &[Contact]) -> Worked<Vec<i64>> {
         // A transaction is there as a whole or not at all.
     }
     let mut batch = Batch::default();
+    enrolments::add(
+        &mut batch,
+        contacts.iter().filter_map(|contact| contact.0.new_client()),
+    );
+    let before = batch.len();
     contacts::record_all(&mut batch, &rows);
     let messages: Vec<_> = contacts.iter().map(|contact| contact.0.new.ids()).collect();
     if tx.context.facts.is_cluster {
         // The distance of two numbers changes when a node comes or goes.
         let replies = tx.run(batch).await?;
-        let first = contacts::inserted(&replies);
+        let first = contacts::inserted(&replies[before..]);
         let found = contacts::numbers(tx, &rows, first).await?;
         let numbers = all_of(contacts, &found).ok_or_else(contacts::lost)?;
         let mut batch = Batch::default();
@@ -231,7 +241,7 @@ async fn store_together(tx: &mut Tx, contacts: &[Contact]) -> Worked<Vec<i64>> {
     batch.add(contacts::READ_STEP, &[]);
     New::store_all(contacts.iter().map(|contact| &contact.0.new), &mut batch);
     contacts::link_all_to_new(&mut batch, &messages);
-    let mut replies = tx.commit(batch).await?;
+    let mut replies = tx.commit(batch).await?.split_off(before);
     let first = contacts::inserted(&replies);
     let step = replies
         .get_mut(contacts::STEP)
@@ -252,12 +262,14 @@ fn all_of(contacts: &[Contact], found: &HashMap<ClientId, i64>) -> Option<Vec<i6
 }
 
 /// Records a contact with its messages; `None` if there is no such client.
-async fn store_one(
-    tx: &mut Tx,
-    contact: &ContactRecord,
-    new: &New,
-    now_nanos: i64,
-) -> Worked<Option<i64>> {
+async fn store_one(tx: &mut Tx, parts: &Parts) -> Worked<Option<i64>> {
+    let Parts {
+        record: contact,
+        new,
+        now_nanos,
+        ..
+    } = parts;
+    let now_nanos = *now_nanos;
     let ids = new.ids();
     if tx.replayed()
         && let Some(number) = contacts::find(tx, contact, now_nanos).await?
@@ -265,12 +277,24 @@ async fn store_one(
         return Ok(Some(number));
     }
     let mut batch = Batch::default();
+    enrolments::add(&mut batch, parts.new_client().into_iter());
+    let before = batch.len();
     contacts::record(&mut batch, contact, now_nanos);
     new.store(&mut batch);
     contacts::link_to_new(&mut batch, &ids);
     match tx.commit(batch).await {
-        Ok(replies) => Ok(Some(contacts::inserted(&replies))),
+        Ok(replies) => Ok(Some(contacts::inserted(&replies[before..]))),
         Err(failure) if failure.is_server(code::NO_PARENT_ROW) => Ok(None),
+        Err(failure) if parts.client.is_some() && failure.is_server(code::DUPLICATE_KEY) => {
+            if tx.replayed() {
+                // An earlier attempt was not committed yet when it was looked for.
+                tx.roll_back_and_go_on().await?;
+                if let Some(number) = contacts::find(tx, contact, now_nanos).await? {
+                    return Ok(Some(number));
+                }
+            }
+            Err(enrolments::exists(parts.operation, contact.client_id).into())
+        }
         Err(failure)
             if [
                 code::OUT_OF_RANGE,
@@ -286,11 +310,15 @@ async fn store_one(
             );
             tx.roll_back_and_go_on().await?;
             let mut batch = Batch::default();
+            enrolments::add(&mut batch, parts.new_client().into_iter());
+            let before = batch.len();
             contacts::touch(&mut batch, contact, now_nanos);
             batch.add(CLIENT_EXISTS, &[Value::Bytes(contact.client_id.as_bytes())]);
             new.store(&mut batch);
             let replies = tx.commit(batch).await?;
-            let exists = replies.get(1).is_some_and(|reply| !reply.rows.is_empty());
+            let exists = replies
+                .get(before + 1)
+                .is_some_and(|reply| !reply.rows.is_empty());
             Ok(exists.then_some(UNRECORDED))
         }
         Err(failure) => Err(failure),

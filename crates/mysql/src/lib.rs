@@ -46,6 +46,7 @@
 mod adoption;
 mod allocations;
 mod broadcasts;
+mod changes;
 mod claims;
 mod clients;
 mod contacts;

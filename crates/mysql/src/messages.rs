@@ -15,7 +15,7 @@ use fleethold_store::{
 use futures::FutureExt;
 
 use crate::MysqlStore;
-use crate::contacts;
+use crate::changes::Change;
 use crate::error::Worked;
 use crate::incoming::{DELETE_PENDING, New};
 use crate::rows::{self, take_id};
@@ -38,25 +38,8 @@ impl MessageStore for MysqlStore {
             return self.shared.check_open(OPERATION);
         }
         let new = New::of(records, &self.shared.context);
-        self.shared
-            .write(
-                OPERATION,
-                Replay::Safe,
-                (new, contact),
-                |(new, contact), tx| {
-                    async move {
-                        let mut batch = Batch::default();
-                        new.store(&mut batch);
-                        if let Some(contact) = contact {
-                            contacts::link(&mut batch, *contact, &new.ids());
-                        }
-                        tx.commit(batch).await?;
-                        Ok(())
-                    }
-                    .boxed()
-                },
-            )
-            .await
+        let store = Change::Store { new, contact };
+        self.shared.change(OPERATION, store).await.map(drop)
     }
 
     async fn set_message_result(
@@ -171,11 +154,10 @@ impl MessageStore for MysqlStore {
                 |(clients, result), tx| {
                     async move {
                         let pending = pending_ids(tx, clients).await?;
-                        let results: Vec<_> =
-                            pending.into_iter().map(|id| (id, result.clone())).collect();
-                        for some in results.chunks(10 * MOST_ROWS) {
+                        let pending: Vec<_> = pending.into_iter().collect();
+                        for some in pending.chunks(10 * MOST_ROWS) {
                             let mut batch = Batch::default();
-                            fail_pending(&mut batch, some);
+                            fail_pending(&mut batch, some, result);
                             tx.run(batch).await?;
                         }
                         tx.commit(Batch::default()).await?;
@@ -232,17 +214,8 @@ impl MysqlStore {
         // The last one of each message wins; the order keeps callers from deadlocks.
         let results: BTreeMap<_, _> = results.into_iter().collect();
         let results: Vec<_> = results.into_iter().collect();
-        self.shared
-            .write(operation, Replay::Safe, results, |results, tx| {
-                async move {
-                    let mut batch = Batch::default();
-                    set_results(&mut batch, results);
-                    tx.commit(batch).await?;
-                    Ok(())
-                }
-                .boxed()
-            })
-            .await
+        let finish = Change::Finish(results);
+        self.shared.change(operation, finish).await.map(drop)
     }
 }
 
@@ -280,46 +253,72 @@ pub(crate) fn check_fits(operation: &'static str, bytes: usize, context: &Contex
 
 /// Adds the statements that set results, whatever was there, and drop payloads.
 pub(crate) fn set_results(batch: &mut Batch, results: &[(MessageId, ResultRecord)]) {
-    write_results(batch, SET_RESULTS, results);
+    let same = results.first().map(|(_, first)| first);
+    match same.filter(|same| results.iter().all(|(_, result)| result == *same)) {
+        Some(result) => {
+            for slice in results.chunks(MOST_ROWS) {
+                let ids = List::ids(slice.iter().map(|(id, _)| id));
+                add_result(batch, SET_RESULT, result, &ids);
+            }
+        }
+        None => set_each(batch, results),
+    }
     for slice in results.chunks(MOST_ROWS) {
         let ids = List::ids(slice.iter().map(|(id, _)| id));
         batch.add(DELETE_PENDING, &[Value::List(&ids)]);
     }
 }
 
-/// As [`set_results`], for messages that are pending; one that was finished
-/// meanwhile keeps its result.
-pub(crate) fn fail_pending(batch: &mut Batch, results: &[(MessageId, ResultRecord)]) {
-    write_results(batch, FAIL_PENDING, results);
-    for slice in results.chunks(MOST_ROWS) {
-        let ids = List::ids(slice.iter().map(|(id, _)| id));
-        batch.add(DELETE_PENDING, &[Value::List(&ids)]);
+/// Adds the statements that fail pending messages and drop their payloads; one
+/// that was finished meanwhile keeps its result.
+pub(crate) fn fail_pending(batch: &mut Batch, ids: &[MessageId], result: &ResultRecord) {
+    for slice in ids.chunks(MOST_ROWS) {
+        add_result(batch, FAIL_PENDING, result, &List::ids(slice));
+    }
+    for slice in ids.chunks(MOST_ROWS) {
+        batch.add(DELETE_PENDING, &[Value::List(&List::ids(slice))]);
     }
 }
 
-fn write_results(batch: &mut Batch, sql: &'static str, results: &[(MessageId, ResultRecord)]) {
+fn add_result(batch: &mut Batch, sql: &'static str, result: &ResultRecord, ids: &List<'_>) {
+    let [seconds, nanos, failed, reason] = values_of(result);
+    batch.add(sql, &[seconds, nanos, failed, reason, Value::List(ids)]);
+}
+
+// A table of constants costs the database about twice what a list does.
+fn set_each(batch: &mut Batch, results: &[(MessageId, ResultRecord)]) {
     let bytes = |(_, result): &(MessageId, ResultRecord)| {
         100 + result.failure.as_ref().map_or(0, String::len)
     };
     for slice in slices(results, bytes) {
         let rows = slice.iter().map(|(id, result)| {
-            let failure = result.failure.as_deref();
-            [
-                Value::Bytes(id.as_bytes()),
-                Value::Int(result.processed_time.seconds),
-                Value::Int(result.processed_time.nanos.into()),
-                failure.map(|_| 1).into(),
-                failure.into(),
-            ]
+            let [seconds, nanos, failed, reason] = values_of(result);
+            [Value::Bytes(id.as_bytes()), seconds, nanos, failed, reason]
         });
         let table = List::table(
             "SELECT ? AS id, ? AS seconds, ? AS nanos, ? AS failed, ? AS reason",
             "SELECT ?, ?, ?, ?, ?",
             rows,
         );
-        batch.add(sql, &[Value::List(&table)]);
+        batch.add(SET_RESULTS, &[Value::List(&table)]);
     }
 }
+
+fn values_of(result: &ResultRecord) -> [Value<'_>; 4] {
+    let failure = result.failure.as_deref();
+    [
+        Value::Int(result.processed_time.seconds),
+        Value::Int(result.processed_time.nanos.into()),
+        failure.map(|_| 1).into(),
+        failure.into(),
+    ]
+}
+
+const SET_RESULT: &str = "\
+-- set_message_results (all the same)
+UPDATE messages FORCE INDEX (PRIMARY)
+SET processed_time_seconds = ?, processed_time_nanos = ?, failed = ?, failed_reason = ?
+WHERE message_id IN (?)";
 
 const SET_RESULTS: &str = "\
 -- set_message_results
@@ -332,13 +331,9 @@ SET
 
 const FAIL_PENDING: &str = "\
 -- delete_pending_messages
-UPDATE (?) AS given STRAIGHT_JOIN messages ON messages.message_id = given.id
-SET
-    messages.processed_time_seconds = given.seconds,
-    messages.processed_time_nanos = given.nanos,
-    messages.failed = given.failed,
-    messages.failed_reason = given.reason
-WHERE messages.processed_time_seconds IS NULL";
+UPDATE messages FORCE INDEX (PRIMARY)
+SET processed_time_seconds = ?, processed_time_nanos = ?, failed = ?, failed_reason = ?
+WHERE message_id IN (?) AND processed_time_seconds IS NULL";
 
 const READ_RESULT: &str = "\
 -- get_message_result

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use fleethold_store::gather::{GatherLimits, Job};
-use fleethold_store::{ClientId, Error, ErrorKind, Result};
+use fleethold_store::{ClientId, Result};
 use futures::FutureExt;
 
 use crate::claims::ANY_FOREIGN;
@@ -13,7 +13,7 @@ use crate::error::Worked;
 use crate::grouped::{TURN, shared_error};
 use crate::rows::{self, take};
 use crate::sql::{Batch, List, Value};
-use crate::transaction::{Shared, Tx};
+use crate::transaction::{Shared, Tx, ended_badly};
 
 pub(crate) const LIMITS: GatherLimits = GatherLimits {
     batches: 2,
@@ -92,11 +92,7 @@ impl Shared {
         });
         match found.await {
             Some(found) => found.transpose(),
-            None => Err(Error::new(
-                ErrorKind::Internal,
-                operation,
-                "the call ended badly",
-            )),
+            None => Err(ended_badly(operation)),
         }
     }
 

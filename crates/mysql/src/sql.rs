@@ -227,6 +227,15 @@ impl Batch {
         self.add_text(text);
     }
 
+    /// Returns how many statements it has.
+    pub(crate) fn len(&self) -> usize {
+        let count = |packet: &Packet| match packet {
+            Packet::Text { statements, .. } => statements.len(),
+            Packet::Prepared { .. } => 1,
+        };
+        self.packets.iter().map(count).sum()
+    }
+
     /// Adds all statements of another batch.
     pub(crate) fn append(&mut self, other: Self) {
         self.packets.extend(other.packets);

@@ -6,20 +6,21 @@
 //! clean. Results leave a transaction only after its commit was answered.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fleethold_store::dropped::{Dropped, Left};
 use fleethold_store::gather::Gather;
 use fleethold_store::retry::Backoff;
 use fleethold_store::{Clock, Error, ErrorKind, Outcome, Random, Result};
 use futures::future::BoxFuture;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Params, Row};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::changes::{Asked, Changed};
 use crate::claims::{self, ClientClaim, GroupClaimed};
-use crate::enrolments::{self, Added, Enrolment};
+use crate::enrolments::{Added, Enrolment};
 use crate::error::{Failure, Verdict, Worked, code};
 use crate::grouped::{self, Contact, Stored};
 use crate::pool::{Lease, Pool};
@@ -48,7 +49,9 @@ pub(crate) struct Shared {
     pub(crate) looks: Gather<Look, Found>,
     pub(crate) claims: Gather<ClientClaim, GroupClaimed>,
     pub(crate) enrolments: Gather<Enrolment, Added>,
-    calls: Calls,
+    pub(crate) changes: Gather<Asked, Changed>,
+    /// Calls that run although their callers have gone.
+    dropped: Arc<Dropped>,
 }
 
 /// How long things may take.
@@ -88,8 +91,9 @@ impl Shared {
             contacts: Gather::new(grouped::LIMITS),
             looks: Gather::new(probes::LIMITS),
             claims: Gather::new(claims::LIMITS),
-            enrolments: Gather::new(enrolments::LIMITS),
-            calls: Calls::default(),
+            enrolments: Gather::new(grouped::LIMITS),
+            changes: Gather::new(grouped::LIMITS),
+            dropped: Arc::default(),
         }
     }
 
@@ -123,10 +127,11 @@ impl Shared {
     pub(crate) async fn settle(&self) {
         let limit = self.times.settle;
         tokio::join!(
-            self.calls.settle(limit),
+            self.dropped.wait(limit),
             self.contacts.settle(limit),
             self.claims.settle(limit),
             self.enrolments.settle(limit),
+            self.changes.settle(limit),
         );
     }
 
@@ -189,7 +194,7 @@ impl Shared {
         T: Send + 'static,
         F: for<'c> Fn(&'c A, &'c mut Tx) -> BoxFuture<'c, Worked<T>> + Send + Sync + 'static,
     {
-        let (caller, call) = self.calls.begin();
+        let (caller, call) = Caller::begin(&self.dropped);
         let (context, pool, times) = (self.context.clone(), Arc::clone(&self.pool), self.times);
         let task = tokio::spawn(async move {
             let attempts = Attempts {
@@ -206,12 +211,7 @@ impl Shared {
         });
         let outcome = task.await;
         drop(caller);
-        outcome.unwrap_or_else(|error| {
-            Err(
-                Error::new(ErrorKind::Internal, operation, "the call ended badly")
-                    .with_source(error),
-            )
-        })
+        outcome.unwrap_or_else(|error| Err(ended_badly(operation).with_source(error)))
     }
 }
 
@@ -516,79 +516,61 @@ async fn exchange(connection: &mut Conn, packet: Packet) -> Worked<Vec<Reply>> {
     }
 }
 
-/// The calls that run, and how many of them have lost their callers.
-#[derive(Debug, Default)]
-struct Calls {
-    abandoned: watch::Sender<usize>,
+/// Says that a panic, or the end of the runtime, has ended a call.
+pub(crate) fn ended_badly(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Internal, operation, "the call ended badly")
 }
 
 /// Who waits for a call; dropping it earlier abandons the call.
-struct Caller(Arc<Link>);
-
-/// A running call; dropping it ends the call.
-struct Call(Arc<Link>);
-
-struct Link {
-    state: Mutex<LinkState>,
-    abandoned: watch::Sender<usize>,
+struct Caller {
+    link: Arc<Mutex<Link>>,
+    dropped: Arc<Dropped>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum LinkState {
+/// A running call; dropping it ends the call.
+struct Call(Arc<Mutex<Link>>);
+
+#[derive(Debug)]
+enum Link {
     Running,
-    Abandoned,
+    Abandoned { _left: Left },
     Ended,
 }
 
-impl Calls {
-    fn begin(&self) -> (Caller, Call) {
-        let link = Arc::new(Link {
-            state: Mutex::new(LinkState::Running),
-            abandoned: self.abandoned.clone(),
-        });
-        (Caller(Arc::clone(&link)), Call(link))
-    }
-
-    /// Waits, but not for long, until abandoned calls have ended, so that a
-    /// caller that goes on after it gave up finds the earlier call done or not.
-    async fn settle(&self, limit: Duration) {
-        if *self.abandoned.borrow() == 0 {
-            return;
-        }
-        let mut abandoned = self.abandoned.subscribe();
-        // Late is as good as never: nothing rests on it but the order.
-        let _ = timeout(limit, abandoned.wait_for(|calls| *calls == 0)).await;
+impl Caller {
+    fn begin(dropped: &Arc<Dropped>) -> (Self, Call) {
+        let link = Arc::new(Mutex::new(Link::Running));
+        let caller = Self {
+            link: Arc::clone(&link),
+            dropped: Arc::clone(dropped),
+        };
+        (caller, Call(link))
     }
 }
 
 impl Call {
     fn is_abandoned(&self) -> bool {
-        *self.0.lock() == LinkState::Abandoned
-    }
-}
-
-impl Link {
-    fn lock(&self) -> std::sync::MutexGuard<'_, LinkState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        matches!(*lock(&self.0), Link::Abandoned { .. })
     }
 }
 
 impl Drop for Caller {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        if *state == LinkState::Running {
-            *state = LinkState::Abandoned;
-            self.0.abandoned.send_modify(|calls| *calls += 1);
+        let mut link = lock(&self.link);
+        if matches!(*link, Link::Running) {
+            *link = Link::Abandoned {
+                _left: self.dropped.begin(),
+            };
         }
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        if *state == LinkState::Abandoned {
-            self.0.abandoned.send_modify(|calls| *calls -= 1);
-        }
-        *state = LinkState::Ended;
+        *lock(&self.0) = Link::Ended;
     }
+}
+
+fn lock(link: &Mutex<Link>) -> MutexGuard<'_, Link> {
+    link.lock().unwrap_or_else(PoisonError::into_inner)
 }

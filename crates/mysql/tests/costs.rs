@@ -254,7 +254,7 @@ async fn claim_locks_what_it_returns_and_no_more() {
     let messages: Vec<_> = (0..50).map(|number| to_client(number, CLIENT)).collect();
     store.store_messages(&messages, None).await.unwrap();
     // The store's own claim, between the statement that locks and the next one.
-    let held = proxy.hold_on(&b"-- claim\n"[..]);
+    let held = proxy.hold_on(&b"-- claim (for clients)"[..]);
     let claiming = tokio::spawn({
         let store = store.clone();
         async move {

@@ -20,8 +20,8 @@ use fleethold_proto::fleetspeak::Label;
 use fleethold_proto::fleetspeak::monitoring::ResourceUsageData;
 use fleethold_store::clock::timestamp_from_epoch_nanos;
 use fleethold_store::{
-    BroadcastId, BroadcastStore, ClientData, ClientStore, Clock, ErrorKind, FileStore, ManualClock,
-    MessageStore, Outcome, Random, Store,
+    BroadcastId, BroadcastStore, ClientData, ClientStore, Clock, ContactData, ErrorKind, FileStore,
+    ManualClock, MessageStore, Outcome, Random, Store,
 };
 use fleethold_testdb::{Cut, Proxy, mariadb};
 use futures::future::BoxFuture;
@@ -102,6 +102,29 @@ const CALLS: &[(&str, Call)] = &[
             let contacts = bed.store.list_client_contacts(client(number)).await?;
             assert_eq!(contacts.len(), 1, "one contact, once");
             Ok(())
+        })
+    }),
+    ("enrol", |bed, number| {
+        Box::pin(async move {
+            let new = number + 1_000_000;
+            let data = ClientData::default();
+            bed.store.enrol(&data, &contact(new)).await?;
+            let contacts = bed.store.list_client_contacts(client(new)).await?;
+            assert_eq!(contacts.len(), 1, "one contact, once");
+            let second = ContactData {
+                nonce_sent: 0,
+                ..contact(new)
+            };
+            let again = bed.store.enrol(&data, &second).await.unwrap_err();
+            assert_eq!(again.kind(), ErrorKind::AlreadyExists);
+            Ok(())
+        })
+    }),
+    ("link_messages_to_contact", |bed, number| {
+        Box::pin(async move {
+            let contact = bed.store.record_client_contact(&contact(number)).await?;
+            let ids = [id(number)];
+            bed.store.link_messages_to_contact(&contact, &ids).await
         })
     }),
     ("claim", |bed, number| {
@@ -365,23 +388,23 @@ async fn callers_wait_for_their_turn_when_all_connections_are_in_use() {
         ..options()
     };
     let bed = through_proxy(server, few).await;
+    let data = ClientData::default();
+    bed.store.add_client(client(1), &data).await.unwrap();
     let calls = (0..100).map(|number| {
         let store = bed.store.clone();
         tokio::spawn(async move {
-            store
-                .store_messages(&[message(number, client(1))], None)
-                .await
+            let label = Label {
+                service_name: "service".into(),
+                label: format!("label {number}"),
+            };
+            store.add_client_label(client(1), &label).await
         })
     });
     for call in futures::future::join_all(calls).await {
         call.unwrap().expect("it has waited");
     }
-    let pending = bed
-        .store
-        .get_pending_message_count(&[client(1)])
-        .await
-        .unwrap();
-    assert_eq!(pending, 100);
+    let data = bed.store.get_client_data(client(1)).await.unwrap();
+    assert_eq!(data.labels.len(), 100);
     let waits = bed
         .store
         .stats()

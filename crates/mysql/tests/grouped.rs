@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bed::load::{client, contact, id, message};
+use bed::load::{client, contact, id, message, success};
 use bed::{Database, connect, options, run};
 use fleethold_mysql::{MysqlOptions, MysqlStore};
 use fleethold_proto::fleetspeak::Label;
@@ -417,6 +417,121 @@ async fn call_that_gets_no_connection_says_so() {
     storing.await.unwrap().unwrap();
     store.get_client_data(client(1)).await.unwrap();
     store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn first_contacts_go_together_with_others_and_one_of_a_known_client_fails_alone() {
+    for cut in [None, Some(Cut::BeforeRequest), Some(Cut::AfterAnswer)] {
+        let Counted {
+            store,
+            proxy,
+            database,
+        } = counted(32).await;
+        let data = &ClientData {
+            key: vec![1, 2, 3].into(),
+            ..ClientData::default()
+        };
+        let make = |number: u64| {
+            let store = &store;
+            async move {
+                if number.is_multiple_of(2) {
+                    store.enrol(data, &contact(number)).await
+                } else {
+                    let messages = [message(number, client(number))];
+                    store.store_contact(&contact(number), &messages).await
+                }
+            }
+        };
+        let before = proxy.round_trips();
+        if let Some(cut) = cut {
+            proxy.cut_on(&b"COMMIT"[..], cut);
+        }
+        // Odd clients are there up to 31, even ones from 34 on are new.
+        let numbers = || (1..32).step_by(2).chain((34..=64).step_by(2));
+        let contacts = answered(numbers(), join_all(numbers().map(make)).await);
+        let spent = proxy.round_trips() - before;
+        println!("{spent} round trips for 32 contacts, {cut:?}");
+        assert!(cut.is_some() || spent <= 4, "{spent}");
+        let mut connection = connect(&database.url()).await;
+        let rows: Vec<(Vec<u8>, u64)> = connection
+            .query("SELECT client_id, client_contact_id FROM client_contacts ORDER BY client_id")
+            .await
+            .unwrap();
+        let _ = connection.disconnect().await;
+        let found = rows.into_iter();
+        let found: Vec<_> = found
+            .map(|(id, number)| (id, format!("{number:x}")))
+            .collect();
+        let expected = contacts.iter();
+        let expected: Vec<_> = expected
+            .map(|(number, contact)| (client(*number).as_bytes().to_vec(), contact.to_string()))
+            .collect();
+        assert_eq!(found, expected, "{cut:?}");
+
+        // Of these, 2 and 34 exist.
+        let second = [2, 3, 34, 66, 68];
+        let answers = join_all(second.map(make)).await;
+        for (number, answer) in second.into_iter().zip(answers) {
+            let kind = answer.err().map(|error| error.kind());
+            let expected = [2, 34]
+                .contains(&number)
+                .then_some(ErrorKind::AlreadyExists);
+            assert_eq!(kind, expected, "client {number}");
+        }
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn changes_of_many_callers_share_transactions_and_each_has_its_own_answer() {
+    for cut in [None, Some(Cut::BeforeRequest), Some(Cut::AfterAnswer)] {
+        let Counted {
+            store,
+            proxy,
+            database: _database,
+        } = counted(20).await;
+        let recorded = store.record_client_contact(&contact(1)).await.unwrap();
+        let unknown = ContactId::from_number(1 << 30);
+        let known: Vec<_> = (1..=20)
+            .map(|number| message(number, client(number)))
+            .collect();
+        store.store_messages(&known, None).await.unwrap();
+        let before = proxy.round_trips();
+        if let Some(cut) = cut {
+            proxy.cut_on(&b"COMMIT"[..], cut);
+        }
+        let change = |number: u64| {
+            let (store, recorded, unknown) = (&store, &recorded, &unknown);
+            async move {
+                let known = [id(number)];
+                match number % 4 {
+                    0 => store.set_message_results(&[(known[0], success())]).await,
+                    1 => store.link_messages_to_contact(recorded, &known).await,
+                    2 => store.link_messages_to_contact(unknown, &known).await,
+                    _ => {
+                        let new = message(number + 100, client(number));
+                        store.store_messages(&[new], Some(recorded)).await
+                    }
+                }
+            }
+        };
+        let answers = join_all((1..=20).map(change)).await;
+        let spent = proxy.round_trips() - before;
+        println!("{spent} round trips for 20 changes, {cut:?}");
+        assert!(cut.is_some() || spent <= 4, "{spent}");
+        for (number, answer) in (1..).zip(answers) {
+            let kind = answer.err().map(|error| error.kind());
+            let expected = (number % 4 == 2).then_some(ErrorKind::NotFound);
+            assert_eq!(kind, expected, "change {number}, {cut:?}");
+        }
+        for number in 1..=20 {
+            let result = store.get_message_result(id(number)).await.unwrap();
+            assert_eq!(result.is_some(), number % 4 == 0, "message {number}");
+            let new = store.get_messages(&[id(number + 100)], false).await;
+            assert_eq!(new.is_ok(), number % 4 == 3, "new message {number}");
+        }
+        store.close().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -94,11 +94,13 @@ impl ClientStore for PostgresStore {
     async fn add_client(&self, id: ClientId, data: &ClientData) -> Result<()> {
         const OPERATION: &str = "add_client";
         let client = NewClient {
+            operation: OPERATION,
             id,
             key: data.key.clone(),
             blacklisted: data.blacklisted,
             labels: sorted_labels(OPERATION, &data.labels)?,
             now_nanos: epoch_nanos(self.shared.clock.now()),
+            contact: None,
         };
         self.shared.add_client(client).await
     }
@@ -164,6 +166,24 @@ impl ClientStore for PostgresStore {
         };
         self.shared.store_contact(OPERATION, data).await?;
         self.shared.tell(&new);
+        Ok(key.text())
+    }
+
+    async fn enrol(&self, data: &ClientData, contact: &ContactData) -> Result<ContactId> {
+        const OPERATION: &str = "enrol";
+        let labels = sorted_labels(OPERATION, &data.labels)?;
+        let contact = NewContact::new(ContactRecord::parse(OPERATION, contact)?, &self.shared);
+        let key = contact.key;
+        let client = NewClient {
+            operation: OPERATION,
+            id: contact.client(),
+            key: data.key.clone(),
+            blacklisted: data.blacklisted,
+            labels,
+            now_nanos: contact.time_nanos,
+            contact: Some(Arc::new(contact)),
+        };
+        self.shared.add_client(client).await?;
         Ok(key.text())
     }
 

@@ -11,8 +11,8 @@ use fleethold_postgres::PostgresStore;
 use fleethold_proto::fleetspeak::Address;
 use fleethold_proto::fleetspeak::server::Broadcast;
 use fleethold_store::{
-    BROADCAST_UNLIMITED, BroadcastId, BroadcastStore, ClientData, ClientId, ClientStore, ErrorKind,
-    FileStore, MessageStore, Outcome, Result, Store,
+    BROADCAST_UNLIMITED, BroadcastId, BroadcastStore, ClientData, ClientId, ClientStore,
+    ContactData, ErrorKind, FileStore, MessageStore, Outcome, Result, Store,
 };
 use fleethold_testdb::Cut;
 
@@ -155,6 +155,18 @@ async fn a_commit_whose_answer_is_lost_happens_once() {
     let error = store.add_client(CLIENT, &data).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
 
+    let second = ContactData {
+        client_id: ClientId::new([2; 8]),
+        ..contact()
+    };
+    lose();
+    store.enrol(&data, &second).await.unwrap();
+    lost();
+    let error = store.enrol(&data, &second).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let contacts = store.list_client_contacts(second.client_id).await.unwrap();
+    assert_eq!(contacts.len(), 1);
+
     lose();
     store
         .store_messages(&[to_client(1), to_client(2)], None)
@@ -253,17 +265,18 @@ async fn a_commit_whose_answer_is_lost_happens_once() {
     assert_eq!(error.kind(), ErrorKind::Transient);
     assert_eq!(error.outcome(), Outcome::Unknown, "it cannot be repeated");
     // What the commit was sent with is answered first, so the connection may
-    // have ended before the commit ran, and it may still run.
-    let mut sent = 0;
-    for _ in 0..100 {
-        let active = store.list_active_broadcasts().await.unwrap();
-        let unlimited = active.iter().find(|info| info.limit == BROADCAST_UNLIMITED);
-        sent = unlimited.unwrap().sent;
-        if sent > 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    // have ended before the commit ran; it has run or never will when nothing does.
+    let client = proxied.database.connect().await;
+    let running = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()
+        AND backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()";
+    let mut looks = 0;
+    while !client.query(running, &[]).await.unwrap().is_empty() {
+        looks += 1;
+        assert!(looks < 10_000, "the commit still runs");
     }
+    let active = store.list_active_broadcasts().await.unwrap();
+    let unlimited = active.iter().find(|info| info.limit == BROADCAST_UNLIMITED);
+    let sent = unlimited.unwrap().sent;
     assert!(sent == 0 || sent == 7, "it happened once or not: {sent}");
 
     lose();
@@ -280,6 +293,38 @@ async fn a_commit_whose_answer_is_lost_happens_once() {
     store.delete_pending_messages(&[CLIENT]).await.unwrap();
     lost();
     assert_eq!(store.get_pending_message_count(&[CLIENT]).await.unwrap(), 0);
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_still_runs_when_its_connection_breaks_happens_once() {
+    let proxied = Proxied::new().await;
+    let store = bed::open(proxied.options()).await;
+    let client = proxied.database.connect().await;
+    for table in ["clients", "client_pending"] {
+        let slow = format!(
+            "CREATE FUNCTION slow_{table}() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$;
+            CREATE CONSTRAINT TRIGGER slow AFTER INSERT OR UPDATE ON {table}
+                DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow_{table}()"
+        );
+        client.batch_execute(&slow).await.unwrap();
+    }
+    let lose = || proxied.proxy.cut_on("COMMIT", Cut::AfterAnswer);
+    let lost = || assert!(!proxied.proxy.take_back(), "the commit was cut");
+
+    lose();
+    let data = ClientData::default();
+    store.add_client(CLIENT, &data).await.unwrap();
+    lost();
+    store.store_messages(&[to_client(1)], None).await.unwrap();
+    lose();
+    let claimed = store
+        .client_messages_for_processing(CLIENT, 2, None)
+        .await
+        .unwrap();
+    lost();
+    assert_eq!(claimed.len(), 1, "a claim finds what it claimed");
     store.close().await.unwrap();
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use fleethold_store::record::sorted_labels;
-use fleethold_store::{ClientData, ClientId, Error, Store};
+use fleethold_store::{ClientData, ClientId, ContactData, ContactId, Error, Store};
 use tokio::time::Instant;
 
 use crate::metrics::ClientLabels;
@@ -60,14 +60,26 @@ impl ClientCache {
         Ok(Some(self.keep(client, data, forgotten)))
     }
 
-    /// Adds a client to the store, and keeps it.
-    pub(crate) async fn add(&self, client: ClientId, mut data: ClientData) -> Result<(), Error> {
+    /// Adds a client to the store, with its first contact if there is one here,
+    /// and keeps it.
+    pub(crate) async fn add(
+        &self,
+        client: ClientId,
+        mut data: ClientData,
+        contact: Option<&ContactData>,
+    ) -> Result<Option<ContactId>, Error> {
         let forgotten = self.forgotten.load(Ordering::SeqCst);
-        self.store.add_client(client, &data).await?;
+        let stored = match contact {
+            Some(contact) => Some(self.store.enrol(&data, contact).await?),
+            None => {
+                self.store.add_client(client, &data).await?;
+                None
+            }
+        };
         // As the store returns them.
         data.labels = sorted_labels("add_client", &data.labels)?;
         self.keep(client, data, forgotten);
-        Ok(())
+        Ok(stored)
     }
 
     /// Keeps what was read or written, unless a client was forgotten since.

@@ -145,11 +145,14 @@ impl Contacts {
         let wire = self.open(&record)?;
         let client = peer.client;
         let cache_hit = self.engine.cache.holds(client);
-        match self.known(&peer).await? {
-            Some(known) => check_key(&known, &peer)?,
-            None => self.enrol(&peer, &record.client_labels).await?,
+        let known = self.known(&peer).await?;
+        if let Some(known) = &known {
+            check_key(known, &peer)?;
         }
         self.admit_messages(client, wire.messages.len())?;
+        if known.is_none() {
+            self.admit_enrolment()?;
+        }
         let nonce = self.engine.random.next_u64().max(1);
         let contact = ContactData {
             client_id: client,
@@ -160,17 +163,16 @@ impl Contacts {
             streaming_to: (kind == ContactKind::Stream).then(|| self.streaming_to.clone()),
             labels: Vec::new(),
         };
-        let messages = self.process(client, wire.messages).await;
-        let id = match self.engine.store.store_contact(&contact, &messages).await {
-            Ok(id) => id,
-            Err(error) => {
-                if error.is_not_found() {
-                    self.engine.cache.forget(client);
-                }
-                return Err(failed(&error));
-            }
+        let mut enrolled = None;
+        if known.is_none() {
+            // A new agent mostly has nothing to say, and is stored with its contact then.
+            let first = wire.messages.is_empty().then_some(&contact);
+            enrolled = self.enrol(&peer, &record.client_labels, first).await?;
+        }
+        let id = match enrolled {
+            Some(id) => id,
+            None => self.store(&contact, wire.messages).await?,
         };
-        self.count_saved(client, &messages).await;
         let tokens = (!wire.allowed_messages.is_empty()).then(|| {
             wire.allowed_messages
                 .into_iter()
@@ -187,6 +189,28 @@ impl Contacts {
             rekey_requested: AtomicBool::new(false),
             claimed: Mutex::default(),
         })
+    }
+
+    /// Processes the messages of a contact of a known client and stores them with it.
+    async fn store(
+        &self,
+        contact: &ContactData,
+        messages: Vec<Message>,
+    ) -> Result<ContactId, ContactError> {
+        let client = contact.client_id;
+        let messages = self.process(client, messages).await;
+        match self.engine.store.store_contact(contact, &messages).await {
+            Ok(id) => {
+                self.count_saved(client, &messages).await;
+                Ok(id)
+            }
+            Err(error) => {
+                if error.is_not_found() {
+                    self.engine.cache.forget(client);
+                }
+                Err(failed(&error))
+            }
+        }
     }
 
     /// Checks a record and takes the contact data out of it.
@@ -241,13 +265,23 @@ impl Contacts {
             })
     }
 
-    async fn enrol(&self, peer: &Peer, labels: &[String]) -> Result<(), ContactError> {
+    fn admit_enrolment(&self) -> Result<(), ContactError> {
         let admitted = self.engine.gate.enrolments.take(Instant::now());
         admitted.map_err(|retry_after| ContactError::Busy {
             refused: Refused::Enrolments,
             reason: "too many new clients, try again later",
             retry_after,
-        })?;
+        })
+    }
+
+    /// Adds a client with its first contact if there is one here; returns that
+    /// contact unless the client was there already.
+    async fn enrol(
+        &self,
+        peer: &Peer,
+        labels: &[String],
+        first: Option<&ContactData>,
+    ) -> Result<Option<ContactId>, ContactError> {
         let data = ClientData {
             key: peer.key.clone(),
             labels: labels
@@ -261,15 +295,15 @@ impl Contacts {
                 .collect(),
             blacklisted: false,
         };
-        match self.engine.cache.add(peer.client, data).await {
-            Ok(()) => {
+        match self.engine.cache.add(peer.client, data, first).await {
+            Ok(stored) => {
                 tracing::info!(client = %peer.client, addr = %peer.addr, "enrolled a client");
-                Ok(())
+                Ok(stored)
             }
             // A second first contact of the same agent was faster.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 match self.known(peer).await? {
-                    Some(known) => check_key(&known, peer),
+                    Some(known) => check_key(&known, peer).map(|()| None),
                     None => Err(failed(&error)),
                 }
             }

@@ -154,7 +154,7 @@ fn number(limit: u64) -> i64 {
 type PendingService = (String, bool);
 
 /// Returns the destination services for which something is pending for a client.
-fn pending_services(
+pub(crate) fn pending_services(
     connection: &Connection,
     client: ClientId,
     now_micros: i64,

@@ -8,7 +8,9 @@ use fleethold_proto::Timestamp;
 use fleethold_proto::fleetspeak::monitoring::ResourceUsageData;
 use fleethold_proto::fleetspeak::server::{Client, ClientContact, ClientResourceUsageRecord};
 use fleethold_proto::fleetspeak::{Label, Message};
-use fleethold_store::clock::{epoch_nanos, timestamp_epoch_nanos, timestamp_from_epoch_nanos};
+use fleethold_store::clock::{
+    epoch_micros, epoch_nanos, timestamp_epoch_nanos, timestamp_from_epoch_nanos,
+};
 use fleethold_store::record::{ContactRecord, UsageRecord, nanos_range, sorted_labels};
 use fleethold_store::{
     ClientData, ClientId, ClientStore, ContactData, ContactId, Error, ErrorKind, MessageId, Result,
@@ -16,6 +18,7 @@ use fleethold_store::{
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use rusqlite::{Connection, Row, params};
 
+use crate::claims::pending_services;
 use crate::error::Worked;
 use crate::messages::{find_all, parse, store};
 use crate::rows::{self, unreadable};
@@ -82,18 +85,7 @@ impl ClientStore for SqliteStore {
         let (key, blacklisted) = (data.key.clone(), data.blacklisted);
         self.shared
             .write(OPERATION, move |tx| {
-                let now_nanos = epoch_nanos(tx.clock().now());
-                let added = tx.prepare_cached(ADD_CLIENT)?.execute(params![
-                    id.as_bytes(),
-                    &key[..],
-                    blacklisted,
-                    now_nanos,
-                ])?;
-                if added == 0 {
-                    let detail = format!("client {id} exists");
-                    return Err(Error::new(ErrorKind::AlreadyExists, OPERATION, detail).into());
-                }
-                add_labels(tx, id, &labels)
+                add(tx, OPERATION, id, &key, blacklisted, &labels)
             })
             .await
     }
@@ -160,6 +152,30 @@ impl ClientStore for SqliteStore {
                 Ok(ContactId::from_number(number))
             })
             .await
+    }
+
+    async fn enrol(&self, data: &ClientData, contact: &ContactData) -> Result<ContactId> {
+        const OPERATION: &str = "enrol";
+        let labels = sorted_labels(OPERATION, &data.labels)?;
+        let contact = ContactRecord::parse(OPERATION, contact)?;
+        let (id, key, blacklisted) = (contact.client_id, data.key.clone(), data.blacklisted);
+        let quiet = &self.shared.context.quiet;
+        let seen = quiet.look(id);
+        let (number, is_quiet) = self
+            .shared
+            .write(OPERATION, move |tx| {
+                add(tx, OPERATION, id, &key, blacklisted, &labels)?;
+                let number = contacts::record(tx, OPERATION, &contact)?;
+                // Its agent asks next.
+                let now_micros = epoch_micros(tx.clock().now());
+                let pending = pending_services(tx, id, now_micros)?;
+                Ok((number, pending.is_empty()))
+            })
+            .await?;
+        if let Some(seen) = seen.filter(|_| is_quiet) {
+            quiet.remember(id, seen);
+        }
+        Ok(ContactId::from_number(number))
     }
 
     async fn list_client_contacts(&self, id: ClientId) -> Result<Vec<ClientContact>> {
@@ -296,6 +312,23 @@ fn label(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Label>> {
         service_name,
         label: row.get(at + 1)?,
     }))
+}
+
+fn add(
+    tx: &Tx<'_>,
+    operation: &'static str,
+    id: ClientId,
+    key: &[u8],
+    blacklisted: bool,
+    labels: &[Label],
+) -> Worked<()> {
+    let now_nanos = epoch_nanos(tx.clock().now());
+    let values = params![id.as_bytes(), key, blacklisted, now_nanos];
+    if tx.prepare_cached(ADD_CLIENT)?.execute(values)? == 0 {
+        let detail = format!("client {id} exists");
+        return Err(Error::new(ErrorKind::AlreadyExists, operation, detail).into());
+    }
+    add_labels(tx, id, labels)
 }
 
 const ADD_CLIENT: &str = "\

@@ -156,6 +156,15 @@ pub trait ClientStore: Send + Sync {
     async fn store_contact(&self, contact: &ContactData, messages: &[Message])
     -> Result<ContactId>;
 
+    /// Does [`add_client`](Self::add_client) with the contact's client and
+    /// [`record_client_contact`](Self::record_client_contact) in one
+    /// transaction. Not part of upstream's interface.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; `InvalidArgument` for a label over 128 characters or a
+    /// streaming target over 128 bytes. Nothing is stored then.
+    async fn enrol(&self, data: &ClientData, contact: &ContactData) -> Result<ContactId>;
+
     /// Returns the contacts of a client by (time, order of recording); none for
     /// an unknown client. Specification section 3.3.8.
     async fn list_client_contacts(&self, id: ClientId) -> Result<Vec<ClientContact>>;

@@ -50,6 +50,7 @@
 //! | `BlacklistClient` | [`ClientStore::blacklist_client`] | |
 //! | `RecordClientContact` | [`ClientStore::record_client_contact`] | |
 //! | – | [`ClientStore::store_contact`] | new: contact and messages in one transaction |
+//! | – | [`ClientStore::enrol`] | new: client and first contact in one transaction |
 //! | `ListClientContacts` | [`ClientStore::list_client_contacts`] | |
 //! | `StreamClientContacts` | [`ClientStore::stream_client_contacts`] | a stream for the callback |
 //! | `LinkMessagesToContact` | [`ClientStore::link_messages_to_contact`] | |

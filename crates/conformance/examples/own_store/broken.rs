@@ -153,6 +153,9 @@ impl ClientStore for Forgetful {
     ) -> Result<ContactId> {
         self.inner.store_contact(contact, messages).await
     }
+    async fn enrol(&self, data: &ClientData, contact: &ContactData) -> Result<ContactId> {
+        self.inner.enrol(data, contact).await
+    }
     async fn list_client_contacts(&self, id: ClientId) -> Result<Vec<ClientContact>> {
         self.inner.list_client_contacts(id).await
     }

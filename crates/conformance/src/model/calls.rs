@@ -198,11 +198,7 @@ pub(crate) async fn call(
             labels,
             blacklisted,
         } => {
-            let data = ClientData {
-                key: Bytes::from(vec![*number; usize::from(*number)]),
-                labels: labels.iter().copied().map(client_label).collect(),
-                blacklisted: *blacklisted,
-            };
+            let data = client_data(*number, labels, *blacklisted);
             store.add_client(client(*number), &data).await?;
             Answer::Nothing
         }
@@ -243,6 +239,15 @@ pub(crate) async fn call(
         } => {
             let contact = flavoured_contact(*number, *flavour);
             Answer::Contact(store.store_contact(&contact, &all_sent(messages)).await?)
+        }
+        Op::Enrol {
+            client: number,
+            labels,
+            flavour,
+        } => {
+            let data = client_data(*number, labels, false);
+            let contact = flavoured_contact(*number, *flavour);
+            Answer::Contact(store.enrol(&data, &contact).await?)
         }
         Op::ListClientContacts { client: number } => {
             Answer::Contacts(store.list_client_contacts(client(*number)).await?)
@@ -469,6 +474,14 @@ fn flavoured(sent: &Sent) -> Message {
         _ => {}
     }
     message
+}
+
+fn client_data(number: u8, labels: &[u8], blacklisted: bool) -> ClientData {
+    ClientData {
+        key: Bytes::from(vec![number; usize::from(number)]),
+        labels: labels.iter().copied().map(client_label).collect(),
+        blacklisted,
+    }
 }
 
 fn flavoured_contact(number: u8, flavour: u8) -> ContactData {

@@ -97,6 +97,11 @@ pub(crate) enum Op {
         flavour: u8,
         messages: Vec<Sent>,
     },
+    Enrol {
+        client: u8,
+        labels: Vec<u8>,
+        flavour: u8,
+    },
     ListClientContacts {
         client: u8,
     },
@@ -278,7 +283,12 @@ fn call(random: &mut StdRng) -> Op {
         42 => Op::GetClientData {
             client: client(random),
         },
-        43..49 => Op::AddClient {
+        43..46 => Op::Enrol {
+            client: client(random),
+            labels: many(random, 3, label),
+            flavour: random.random(),
+        },
+        46..49 => Op::AddClient {
             client: client(random),
             labels: many(random, 3, label),
             blacklisted: random.random_bool(0.2),

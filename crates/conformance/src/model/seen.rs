@@ -60,6 +60,7 @@ impl Look {
                 ..nowhere
             },
             Op::AddClient { client, .. }
+            | Op::Enrol { client, .. }
             | Op::AddClientLabel { client, .. }
             | Op::RemoveClientLabel { client, .. }
             | Op::BlacklistClient { client }

@@ -166,12 +166,11 @@ impl Step {
             processed_time: timestamp(tx.context.clock.now()),
             failure: Some(EXPIRED.to_owned()),
         };
-        let results: Vec<_> = old.into_iter().map(|id| (id, expired.clone())).collect();
         let mut batch = Batch::default();
-        fail_pending(&mut batch, &results);
+        fail_pending(&mut batch, &old, &expired);
         tx.commit(batch).await?;
         Ok(Removed {
-            rows: results.len() as u64,
+            rows: old.len() as u64,
             next,
         })
     }

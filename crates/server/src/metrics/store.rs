@@ -162,6 +162,7 @@ measured! {
         "RemoveClientLabel" remove_client_label(id: ClientId, label: &Label) -> ();
         "BlacklistClient" blacklist_client(id: ClientId) -> ();
         "RecordClientContact" record_client_contact(contact: &ContactData) -> ContactId;
+        "Enrol" enrol(data: &ClientData, contact: &ContactData) -> ContactId;
         "ListClientContacts" list_client_contacts(id: ClientId) -> Vec<ClientContact>;
         "LinkMessagesToContact" link_messages_to_contact(contact: &ContactId, ids: &[MessageId]) -> ();
         "RecordResourceUsageData" record_resource_usage_data(id: ClientId, usage: &ResourceUsageData) -> ();

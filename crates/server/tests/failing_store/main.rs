@@ -158,6 +158,21 @@ async fn p_053_poll_that_the_store_fails_is_refused_and_accepted_when_sent_again
 }
 
 #[tokio::test]
+async fn p_053_enrolment_that_the_store_fails_is_refused_and_accepted_when_sent_again() {
+    let bed = Bed::start().await;
+    for applied in [false, true] {
+        let agent = bed.agent();
+        bed.fail(&[fault("enrol", ErrorKind::Transient, applied)]);
+        let status = poll_status(&agent, &ContactData::default()).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        agent.poll(&ContactData::default()).await;
+        let contacts = bed.store.inner.list_client_contacts(agent.id).await;
+        assert_eq!(contacts.unwrap().len(), 1 + usize::from(applied));
+        assert_eq!(bed.store.faults_left(), []);
+    }
+}
+
+#[tokio::test]
 async fn p_053_message_for_an_agent_outlasts_a_store_that_cannot_hand_it_out() {
     let bed = Bed::start().await;
     let agent = bed.agent();

@@ -178,6 +178,7 @@ hand_on! {
         blacklist_client(id: ClientId) -> ();
         record_client_contact(contact: &ContactData) -> ContactId;
         store_contact(contact: &ContactData, messages: &[Message]) -> ContactId;
+        enrol(data: &ClientData, contact: &ContactData) -> ContactId;
         list_client_contacts(id: ClientId) -> Vec<ClientContact>;
         link_messages_to_contact(contact: &ContactId, ids: &[MessageId]) -> ();
         record_resource_usage_data(id: ClientId, usage: &ResourceUsageData) -> ();

@@ -133,6 +133,13 @@ pub(crate) const CALLS: &[Call] = calls! {
         ];
         store.store_contact(&contact(client), &messages).await?
     };
+    WRITES enrol |store, template| {
+        let data = ClientData {
+            labels: vec![label(NEW)],
+            ..ClientData::default()
+        };
+        store.enrol(&data, &contact(own_client(NEW))).await?
+    };
     READS list_client_contacts |store, template| {
         store.list_client_contacts(base_client(0)).await?
     };

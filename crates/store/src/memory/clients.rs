@@ -81,22 +81,8 @@ impl ClientStore for MemoryStore {
         const OPERATION: &str = "add_client";
         let labels = sorted_labels(OPERATION, &data.labels)?;
         self.shared.with(OPERATION, |state| {
-            if state.clients.rows.contains_key(&id) {
-                return Err(Error::new(
-                    ErrorKind::AlreadyExists,
-                    OPERATION,
-                    format!("client {id} exists"),
-                ));
-            }
-            let row = Row {
-                key: data.key.clone(),
-                labels: labels.into_iter().map(label_key).collect(),
-                blacklisted: data.blacklisted,
-                last_contact_nanos: epoch_nanos(self.shared.clock.now()),
-                ..Row::default()
-            };
-            state.clients.rows.insert(id, row);
-            Ok(())
+            let now_nanos = epoch_nanos(self.shared.clock.now());
+            state.clients.add(OPERATION, now_nanos, id, data, labels)
         })
     }
 
@@ -154,6 +140,19 @@ impl ClientStore for MemoryStore {
                 .record_contact(OPERATION, now_nanos, contact)?;
             self.shared
                 .store(&mut state.messages, records, Some(number));
+            Ok(ContactId::from_number(number))
+        })
+    }
+
+    async fn enrol(&self, data: &ClientData, contact: &ContactData) -> Result<ContactId> {
+        const OPERATION: &str = "enrol";
+        let labels = sorted_labels(OPERATION, &data.labels)?;
+        let contact = ContactRecord::parse(OPERATION, contact)?;
+        self.shared.with(OPERATION, |state| {
+            let now_nanos = epoch_nanos(self.shared.clock.now());
+            let clients = &mut state.clients;
+            clients.add(OPERATION, now_nanos, contact.client_id, data, labels)?;
+            let number = clients.record_contact(OPERATION, now_nanos, contact)?;
             Ok(ContactId::from_number(number))
         })
     }
@@ -277,6 +276,29 @@ impl Clients {
         self.rows
             .get_mut(&id)
             .ok_or_else(|| Error::not_found(operation, format!("client {id} does not exist")))
+    }
+
+    fn add(
+        &mut self,
+        operation: &'static str,
+        now_nanos: i64,
+        id: ClientId,
+        data: &ClientData,
+        labels: Vec<Label>,
+    ) -> Result<()> {
+        if self.rows.contains_key(&id) {
+            let detail = format!("client {id} exists");
+            return Err(Error::new(ErrorKind::AlreadyExists, operation, detail));
+        }
+        let row = Row {
+            key: data.key.clone(),
+            labels: labels.into_iter().map(label_key).collect(),
+            blacklisted: data.blacklisted,
+            last_contact_nanos: now_nanos,
+            ..Row::default()
+        };
+        self.rows.insert(id, row);
+        Ok(())
     }
 
     fn record_contact(
