@@ -12,10 +12,10 @@ use crate::rows::{take, take_id};
 use crate::sql::{Batch, List, MOST_ROWS, Value};
 use crate::transaction::{Reply, Tx};
 
-/// Adds the statements that record a contact: the client's row first, because
-/// the foreign key would lock it otherwise and two contacts would wait for each other.
-pub(crate) fn record(batch: &mut Batch, contact: &ContactRecord, now_nanos: i64) {
-    touch(batch, contact, now_nanos);
+/// Adds the statement that records a contact; behind [`touch`], because the
+/// foreign key would lock the client's row otherwise and two contacts would wait
+/// for each other.
+pub(crate) fn insert(batch: &mut Batch, contact: &ContactRecord, now_nanos: i64) {
     batch.add(
         INSERT_CONTACT,
         &[
@@ -45,9 +45,6 @@ pub(crate) fn touch(batch: &mut Batch, contact: &ContactRecord, now_nanos: i64) 
         ],
     );
 }
-
-/// At which of the statements of [`record`] the contact gets its number.
-const INSERTED: usize = 1;
 
 const TOUCH_CLIENT: &str = "\
 -- record_client_contact (client)
@@ -94,9 +91,8 @@ WHERE client_id = ? AND time = ? AND sent_nonce = ? AND received_nonce = ? LIMIT
 /// A contact of several, and when it was made.
 pub(crate) type Made<'a> = (&'a ContactRecord, i64);
 
-/// As [`record`], for contacts of clients that differ.
-pub(crate) fn record_all(batch: &mut Batch, contacts: &[Made<'_>]) {
-    touch_all(batch, contacts);
+/// As [`insert`], for contacts of clients that differ.
+pub(crate) fn insert_all(batch: &mut Batch, contacts: &[Made<'_>]) {
     let nonces = nonces(contacts);
     let rows = contacts.iter().zip(&nonces);
     let rows = rows.map(|((contact, now_nanos), (sent, received))| {
@@ -112,7 +108,11 @@ pub(crate) fn record_all(batch: &mut Batch, contacts: &[Made<'_>]) {
     batch.add(INSERT_CONTACTS, &[Value::List(&rows)]);
 }
 
-fn touch_all(batch: &mut Batch, contacts: &[Made<'_>]) {
+/// As [`touch`], for contacts of clients that differ.
+pub(crate) fn touch_all(batch: &mut Batch, contacts: &[Made<'_>]) {
+    if contacts.is_empty() {
+        return;
+    }
     let rows = contacts.iter().map(|(contact, now_nanos)| {
         let clock = contact.client_clock;
         [
@@ -133,19 +133,14 @@ fn touch_all(batch: &mut Batch, contacts: &[Made<'_>]) {
 }
 
 /// Reads by how much the numbers of contacts differ that one statement makes;
-/// stands behind [`record_all`].
+/// stands behind [`insert_all`].
 pub(crate) const READ_STEP: &str = "\
 -- store_contacts (step)
 SELECT @@auto_increment_increment";
 
-/// At which of the statements [`READ_STEP`] is answered.
-pub(crate) const STEP: usize = 2;
-
-/// Returns the number of the first contact of [`record`] or [`record_all`].
-pub(crate) fn inserted(replies: &[Reply]) -> i64 {
-    let number = replies
-        .get(INSERTED)
-        .map_or(0, |reply| reply.last_insert_id);
+/// Returns the number of the first contact of [`insert`] or [`insert_all`].
+pub(crate) fn inserted(replies: &[Reply], at: usize) -> i64 {
+    let number = replies.get(at).map_or(0, |reply| reply.last_insert_id);
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use fleethold_store::gather::Job;
+use fleethold_store::record::ContactRecord;
 use fleethold_store::{ClientData, ClientId, Error, ErrorKind, Result};
 use futures::FutureExt;
 
@@ -59,6 +60,7 @@ impl Parts {
             id: self.id,
             data: &self.data,
             now_nanos: self.now_nanos,
+            contact: None,
         }
     }
 }
@@ -186,6 +188,8 @@ pub(crate) struct NewClient<'a> {
     pub(crate) id: ClientId,
     pub(crate) data: &'a ClientData,
     pub(crate) now_nanos: i64,
+    /// Its first, at the same time.
+    pub(crate) contact: Option<&'a ContactRecord>,
 }
 
 /// Adds the statements that add clients with their labels.
@@ -193,14 +197,22 @@ pub(crate) fn add<'a>(batch: &mut Batch, clients: impl Iterator<Item = NewClient
     let clients: Vec<_> = clients.collect();
     for slice in slices(&clients, |client| 50 + client.data.key.len()) {
         let rows = slice.iter().map(|client| {
+            let contact = client.contact;
+            let clock = contact.and_then(|contact| contact.client_clock);
             [
                 Value::Bytes(client.id.as_bytes()),
                 Value::Bytes(&client.data.key),
                 Value::Int(client.data.blacklisted.into()),
                 Value::Int(client.now_nanos),
+                contact.map(|contact| contact.addr.as_str()).into(),
+                contact
+                    .and_then(|contact| contact.streaming_to.as_deref())
+                    .into(),
+                clock.map(|clock| clock.seconds).into(),
+                clock.map(|clock| i64::from(clock.nanos)).into(),
             ]
         });
-        let rows = List::rows("(?, ?, ?, ?)", ", ", rows);
+        let rows = List::rows("(?, ?, ?, ?, ?, ?, ?, ?)", ", ", rows);
         batch.add(ADD_CLIENTS, &[Value::List(&rows)]);
     }
     let labels: Vec<_> = clients
@@ -212,7 +224,11 @@ pub(crate) fn add<'a>(batch: &mut Batch, clients: impl Iterator<Item = NewClient
 
 const ADD_CLIENTS: &str = "\
 -- add_client
-INSERT INTO clients (client_id, client_key, blacklisted, last_contact_time) VALUES ?";
+INSERT INTO clients (
+    client_id, client_key, blacklisted, last_contact_time, last_contact_address,
+    last_contact_streaming_to, last_clock_seconds, last_clock_nanos
+)
+VALUES ?";
 
 async fn has_key(tx: &mut Tx, id: ClientId, key: &[u8]) -> Worked<bool> {
     tx.roll_back_and_go_on().await?;

@@ -93,7 +93,18 @@ impl Parts {
             id: self.record.client_id,
             data,
             now_nanos: self.now_nanos,
+            contact: Some(&self.record),
         })
+    }
+
+    /// Makes the statements that note the contact in its client's row, which may be new.
+    fn touch(&self) -> Batch {
+        let mut batch = Batch::default();
+        match self.new_client() {
+            Some(client) => enrolments::add(&mut batch, std::iter::once(client)),
+            None => contacts::touch(&mut batch, &self.record, self.now_nanos),
+        }
+        batch
     }
 }
 
@@ -223,13 +234,16 @@ async fn store_together(tx: &mut Tx, contacts: &[Contact]) -> Worked<Vec<i64>> {
         &mut batch,
         contacts.iter().filter_map(|contact| contact.0.new_client()),
     );
-    let before = batch.len();
-    contacts::record_all(&mut batch, &rows);
+    let known = contacts.iter().zip(&rows);
+    let known = known.filter(|(contact, _)| contact.0.client.is_none());
+    contacts::touch_all(&mut batch, &known.map(|(_, row)| *row).collect::<Vec<_>>());
+    let inserting = batch.len();
+    contacts::insert_all(&mut batch, &rows);
     let messages: Vec<_> = contacts.iter().map(|contact| contact.0.new.ids()).collect();
     if tx.context.facts.is_cluster {
         // The distance of two numbers changes when a node comes or goes.
         let replies = tx.run(batch).await?;
-        let first = contacts::inserted(&replies[before..]);
+        let first = contacts::inserted(&replies, inserting);
         let found = contacts::numbers(tx, &rows, first).await?;
         let numbers = all_of(contacts, &found).ok_or_else(contacts::lost)?;
         let mut batch = Batch::default();
@@ -241,10 +255,10 @@ async fn store_together(tx: &mut Tx, contacts: &[Contact]) -> Worked<Vec<i64>> {
     batch.add(contacts::READ_STEP, &[]);
     New::store_all(contacts.iter().map(|contact| &contact.0.new), &mut batch);
     contacts::link_all_to_new(&mut batch, &messages);
-    let mut replies = tx.commit(batch).await?.split_off(before);
-    let first = contacts::inserted(&replies);
+    let mut replies = tx.commit(batch).await?;
+    let first = contacts::inserted(&replies, inserting);
     let step = replies
-        .get_mut(contacts::STEP)
+        .get_mut(inserting + 1)
         .and_then(|reply| reply.rows.first_mut());
     let step: i64 = take(step.ok_or_else(contacts::lost)?, 0)?;
     let numbers = (0..).zip(contacts);
@@ -276,14 +290,13 @@ async fn store_one(tx: &mut Tx, parts: &Parts) -> Worked<Option<i64>> {
     {
         return Ok(Some(number));
     }
-    let mut batch = Batch::default();
-    enrolments::add(&mut batch, parts.new_client().into_iter());
-    let before = batch.len();
-    contacts::record(&mut batch, contact, now_nanos);
+    let mut batch = parts.touch();
+    let inserting = batch.len();
+    contacts::insert(&mut batch, contact, now_nanos);
     new.store(&mut batch);
     contacts::link_to_new(&mut batch, &ids);
     match tx.commit(batch).await {
-        Ok(replies) => Ok(Some(contacts::inserted(&replies[before..]))),
+        Ok(replies) => Ok(Some(contacts::inserted(&replies, inserting))),
         Err(failure) if failure.is_server(code::NO_PARENT_ROW) => Ok(None),
         Err(failure) if parts.client.is_some() && failure.is_server(code::DUPLICATE_KEY) => {
             if tx.replayed() {
@@ -309,15 +322,13 @@ async fn store_one(tx: &mut Tx, parts: &Parts) -> Worked<Option<i64>> {
                  start a server with --takeover=widen"
             );
             tx.roll_back_and_go_on().await?;
-            let mut batch = Batch::default();
-            enrolments::add(&mut batch, parts.new_client().into_iter());
-            let before = batch.len();
-            contacts::touch(&mut batch, contact, now_nanos);
+            let mut batch = parts.touch();
+            let asked = batch.len();
             batch.add(CLIENT_EXISTS, &[Value::Bytes(contact.client_id.as_bytes())]);
             new.store(&mut batch);
             let replies = tx.commit(batch).await?;
             let exists = replies
-                .get(before + 1)
+                .get(asked)
                 .is_some_and(|reply| !reply.rows.is_empty());
             Ok(exists.then_some(UNRECORDED))
         }
